@@ -6,7 +6,7 @@ Knows what a conversation is. Does not know what is harmful, what a prompt looks
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from typing import Annotated, Any, Final, Literal, Self, get_args
 
@@ -147,6 +147,9 @@ class RefusalPart(Value):
         _checked(self.text, "refusal")
 
 
+ImageLoader = Callable[[ImageSource], ImagePart]
+"""Makes a part of a picture's source; raises ContentError if it can't."""
+
 Part = TextPart | ImagePart | ToolCallPart | ToolResultPart | ReasoningPart | RefusalPart
 
 # A discriminator, so that JSON is read by its `type` and an unknown one is named.
@@ -236,7 +239,7 @@ class Turn(Value):
         images: Iterable[ImageSource | ImagePart] = (),
         response: str | None = None,
         response_images: Iterable[ImageSource | ImagePart] = (),
-        limits: ImageLimits = DEFAULT_LIMITS,
+        load: ImageLoader | None = None,
     ) -> Self:
         """From a prompt, its pictures (which come first) and perhaps the response.
 
@@ -244,26 +247,30 @@ class Turn(Value):
             ContentError: Something in it can't be judged.
         """
         messages = []
-        request = _pictures(images, limits) + _maybe_text(prompt)
+        request = _pictures(images, load) + _maybe_text(prompt)
         if request:
             messages.append(Message("user", request))
-        answer = _pictures(response_images, limits)
+        answer = _pictures(response_images, load)
         if response is not None or answer:
             messages.append(Message("assistant", answer + _maybe_text(response)))
         return cls(tuple(messages))
 
     @classmethod
-    def from_messages(cls, messages: Sequence[Any], *, limits: ImageLimits = DEFAULT_LIMITS) -> Self:
+    def from_messages(cls, messages: Sequence[Any], *, load: ImageLoader | None = None) -> Self:
         """From OpenAI-style messages: mappings with `role` and `content`, or `Message` values.
 
         Raises:
             ContentError: An unknown role, part or field; the message names it. Nothing is dropped.
         """
-        return cls(tuple(m if isinstance(m, Message) else _read_message(m, limits) for m in messages))
+        return cls(tuple(m if isinstance(m, Message) else _read_message(m, load or ImagePart.load) for m in messages))
 
     @classmethod
-    def of(cls, content: object, *, limits: ImageLimits = DEFAULT_LIMITS) -> Self:
+    def of(cls, content: object, *, load: ImageLoader | None = None) -> Self:
         """From whatever a caller has: a turn, a string, a message or a list of messages.
+
+        Args:
+            content: The turn, in any of these shapes.
+            load: Makes a part of each picture's source; None: `ImagePart.load`.
 
         Raises:
             ContentError: The content can't be judged.
@@ -272,11 +279,11 @@ class Turn(Value):
         if isinstance(content, cls):
             return content
         if isinstance(content, str):
-            return cls.from_prompt(content, limits=limits)
+            return cls.from_prompt(content, load=load)
         if isinstance(content, Message | Mapping):
-            return cls.from_messages([content], limits=limits)
+            return cls.from_messages([content], load=load)
         if isinstance(content, Sequence) and not isinstance(content, bytes | bytearray):
-            return cls.from_messages(content, limits=limits)
+            return cls.from_messages(content, load=load)
         raise ConfigurationError(
             f"Can't make a turn from {type(content).__name__}.",
             hint="Pass a string, a Turn, or a list of OpenAI-style messages.",
@@ -367,10 +374,11 @@ def _hash_fields(state: Any, *fields: str | bytes) -> None:
         state.update(raw)
 
 
-def _pictures(sources: Iterable[ImageSource | ImagePart], limits: ImageLimits) -> tuple[Part, ...]:
+def _pictures(sources: Iterable[ImageSource | ImagePart], load: ImageLoader | None) -> tuple[Part, ...]:
     if isinstance(sources, str | bytes):
         raise ConfigurationError("images= takes a list of pictures.", hint="Write images=[picture].")
-    return tuple(s if isinstance(s, ImagePart) else ImagePart.load(s, limits=limits) for s in sources)
+    make = load or ImagePart.load
+    return tuple(s if isinstance(s, ImagePart) else make(s) for s in sources)
 
 
 def _maybe_text(text: str | None) -> tuple[Part, ...]:
@@ -391,8 +399,10 @@ _MESSAGE_FIELDS: Final = {
 # Fields of a provider's own reply that carry no content; harmless when a reply is sent back as history.
 _EMPTY_FIELDS: Final = {"audio", "annotations"}
 
+_PART_FIELDS: Final = {"type", "text", "image_url", "detail", "refusal", "cache_control", "id", "input_audio", "file", "file_id"}
 
-def _read_message(raw: object, limits: ImageLimits) -> Message:
+
+def _read_message(raw: object, load: ImageLoader) -> Message:
     if not isinstance(raw, Mapping):
         raise ContentError(f"A message must be a mapping with role and content, not {type(raw).__name__}.")
     for key in raw:
@@ -405,7 +415,7 @@ def _read_message(raw: object, limits: ImageLimits) -> Message:
     for key in ("reasoning", "reasoning_content"):
         if raw.get(key):
             parts.append(ReasoningPart(_checked(raw[key], key)))
-    content = _read_content(raw.get("content"), limits)
+    content = _read_content(raw.get("content"), load)
     if role == "tool":
         inner = tuple(p for p in content if isinstance(p, TextPart | ImagePart))
         if len(inner) != len(content):
@@ -424,17 +434,17 @@ def _read_message(raw: object, limits: ImageLimits) -> Message:
     return Message(role, tuple(parts), name=_checked(raw.get("name") or "", "name"))
 
 
-def _read_content(content: object, limits: ImageLimits) -> tuple[Part, ...]:
+def _read_content(content: object, load: ImageLoader) -> tuple[Part, ...]:
     if content is None:
         return ()
     if isinstance(content, str):
         return (TextPart(content),)
     if isinstance(content, Sequence) and not isinstance(content, bytes | bytearray):
-        return tuple(_read_part(part, limits) for part in content)
+        return tuple(_read_part(part, load) for part in content)
     raise ContentError(f"Message content must be text or a list of parts, not {type(content).__name__}.")
 
 
-def _read_part(raw: object, limits: ImageLimits) -> Part:
+def _read_part(raw: object, load: ImageLoader) -> Part:
     if isinstance(raw, Part):
         return raw
     if isinstance(raw, str):
@@ -442,17 +452,22 @@ def _read_part(raw: object, limits: ImageLimits) -> Part:
     if not isinstance(raw, Mapping):
         raise ContentError(f"A content part must be a mapping, not {type(raw).__name__}.")
     kind = raw.get("type")
+    for key in raw:
+        if key not in _PART_FIELDS and raw[key]:
+            raise ContentError(f"Unknown field {_shown(key)} in a content part: it can't be judged.")
     match kind:
         case "text" | "input_text" | "output_text":
             return TextPart(_checked(raw.get("text"), "text"))  # type: ignore[arg-type]
         case "image_url" | "input_image":
             value = raw.get("image_url")
+            if raw.get("file_id"):
+                raise ContentError("An image given by file id can't be judged.")
             url = value.get("url") if isinstance(value, Mapping) else value
             if not isinstance(url, str):
-                raise ContentError(f"The {kind} part has no URL: a file id can't be judged.")
+                raise ContentError(f"The {kind} part has no URL.")
             if not url.startswith(("data:", "http:", "https:")):
                 raise ContentError("An image URL must be a data: URL.")
-            return ImagePart.load(url, limits=limits)
+            return load(url)
         case "refusal":
             return RefusalPart(_checked(raw.get("refusal"), "refusal"))  # type: ignore[arg-type]
         case _:

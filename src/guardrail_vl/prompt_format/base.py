@@ -44,9 +44,9 @@ class PromptImage:
 
 @dataclass(frozen=True, slots=True)
 class PromptMessage:
-    """One message to the guard model."""
+    """One message to the guard model. `assistant` only for formats that show the response as a message."""
 
-    role: Literal["system", "user"]
+    role: Literal["system", "user", "assistant"]
     content: tuple[PromptText | PromptImage, ...]
 
     @property
@@ -114,6 +114,8 @@ class PromptFormat(ABC):
     """Name and version, such as `guardreasoner-vl/1`. A change of any word is a new version."""
     speeds: ClassVar[tuple[Speed, ...]]
     """What this format can ask for: with reasoning, without, or both."""
+    categories: ClassVar[tuple[str, ...]] = ()
+    """The categories that its models name; empty: they name none."""
 
     @abstractmethod
     def render(self, exchange: Exchange, stage: Stage, *, speed: Speed) -> tuple[Prompt, ...]:

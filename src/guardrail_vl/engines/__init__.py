@@ -1,0 +1,56 @@
+"""Engines, and which one a model's name asks for. Importing this imports none of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Literal
+
+from guardrail_vl.engines.base import Completion, Deadline, Engine, Outcome
+
+Kind = Literal["embedded", "vllm", "transformers"]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which engine, and why, in a sentence."""
+
+    kind: Kind
+    why: str
+
+
+def choose(model: str | None) -> Choice:
+    """The engine that `Guard(model)` uses on this machine. Loads no weights."""
+    if model is None:
+        return Choice("embedded", "no model was named, so the guard that ships inside the package judges")
+    if find_spec("vllm") is None:
+        return Choice("transformers", "vLLM is not installed")
+    from guardrail_vl.engines.vllm import vllm_available
+
+    usable, why = vllm_available()
+    return Choice("vllm" if usable else "transformers", why)
+
+
+def load(model: str | None, **options: Any) -> Engine:
+    """The engine for a model: its weights load now, or it raises.
+
+    Raises:
+        MissingDependencyError: What the engine needs is not installed.
+        ConfigurationError: An option that this engine does not take, or no such model.
+    """
+    kind = choose(model).kind
+    if kind == "embedded":
+        from guardrail_vl.engines.embedded import EmbeddedEngine
+
+        return EmbeddedEngine(**options)
+    assert model is not None
+    if kind == "vllm":
+        from guardrail_vl.engines.vllm import VLLMEngine
+
+        return VLLMEngine(model, **options)
+    from guardrail_vl.engines.transformers import TransformersEngine
+
+    return TransformersEngine(model, **options)
+
+
+__all__ = ["Choice", "Completion", "Deadline", "Engine", "Outcome", "choose", "load"]

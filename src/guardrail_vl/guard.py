@@ -1,0 +1,444 @@
+"""`Guard`: one object that judges turns. It joins an engine, a prompt format and a policy, and runs the one flow.
+
+Immutable after construction; safe across threads, event loops and forks; picklable by its configuration.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Literal, Self, get_args
+
+from guardrail_vl import engines
+from guardrail_vl._drivers import Drivers
+from guardrail_vl._flow import FetchPlan, Flow, Hook, Rules, SpeedChoice, check_flow, rules_key
+from guardrail_vl._gate import Gate
+from guardrail_vl.cache import MemoryCache, VerdictCache
+from guardrail_vl.engines.base import Deadline, Engine
+from guardrail_vl.errors import ConfigurationError, ContentError, FormatMismatchError
+from guardrail_vl.media import DEFAULT_LIMITS, ImageLimits, ImageSource
+from guardrail_vl.policy import Policy
+from guardrail_vl.prompt_format import PromptFormat, get_format
+from guardrail_vl.turn import ImageLoader, ImagePart, Turn
+from guardrail_vl.verdict import Decision, Stage
+
+DEFAULT_BAND: Final = (0.1, 0.9)
+"""Scores between these make `speed="auto"` reason."""
+
+Images = Iterable[ImageSource | ImagePart]
+
+
+class Guard:
+    """Judges prompts and responses, text and pictures together.
+
+    Args:
+        model: A checkpoint folder or hub id for a local engine: vLLM where it is installed and has a device, else
+            transformers. None: the small model that ships inside the package (no GPU, no download).
+        engine: An engine of your own, instead of `model`.
+        policy: A `Policy`, a mapping, or the path of a YAML, TOML or JSON file. None: block what is harmful.
+        format: Id of the prompt format, or one of your own. None: the engine's.
+        speed: `reason` writes the full reasoning first; `fast` reads the label at once; `auto` is fast and reasons only
+            where the score is uncertain. None: `reason` where the format can, else `fast`.
+        band: The uncertain scores for `auto`.
+        fail: What happens without a verdict: `closed` blocks, `open` annotates with the error when the engine is down.
+            None: the policy's.
+        deadline: Seconds for one check, retries and waiting included. None: the engine's default.
+        cache: Where verdicts are remembered: a `VerdictCache`, or False for nowhere. True: in memory.
+        max_concurrency: Engine calls under way at a time. None: as many as come.
+        pre_prompt: Called with (turn, decision) after a prompt was judged; may return another decision. May be async.
+        post_response: The same after a response was judged.
+        fetch_images: Fetch `http(s)` pictures, once, under limits; False: refuse them.
+        limits: Caps on pictures.
+        options: For the engine that `model` chooses.
+
+    Raises:
+        ConfigurationError: A wrong argument, or a rule that this model can never trigger.
+        MissingDependencyError: What the engine needs is not installed; says the pip line.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        engine: Engine | None = None,
+        policy: Policy | Mapping[str, Any] | str | Path | None = None,
+        format: PromptFormat | str | None = None,
+        speed: SpeedChoice | None = None,
+        band: tuple[float, float] = DEFAULT_BAND,
+        fail: Literal["closed", "open"] | None = None,
+        deadline: float | None = None,
+        cache: VerdictCache | bool = True,
+        max_concurrency: int | None = None,
+        pre_prompt: Sequence[Hook] | Hook = (),
+        post_response: Sequence[Hook] | Hook = (),
+        fetch_images: bool = False,
+        limits: ImageLimits = DEFAULT_LIMITS,
+        **options: Any,
+    ) -> None:
+        if engine is not None and (model is not None or options):
+            raise ConfigurationError("Pass a model (with its options) or an engine, not both.")
+        wanted = Policy.of(policy)
+        if fail is not None:
+            if fail not in ("closed", "open"):
+                raise ConfigurationError(f"fail must be 'closed' or 'open', not {fail!r}.")
+            wanted = wanted.model_copy(update={"fail": type(wanted.fail).model_validate(fail)})
+        _check_numbers(deadline, max_concurrency, band)
+        chosen = format if isinstance(format, PromptFormat) else None
+        engine = engine or engines.load(None if model is None else str(model), **options)
+        chosen = chosen or get_format(format if isinstance(format, str) else engine.format)
+        picked = _pick_speed(speed, chosen, engine)
+        _check_fit(chosen, wanted, engine)
+        hooks = {"pre_prompt": _as_hooks(pre_prompt), "post_response": _as_hooks(post_response)}
+        # Kept for `replace` and for pickling: everything needed to make this guard again around the same engine.
+        self._settings: dict[str, Any] = {
+            "engine": engine, "policy": wanted, "format": chosen, "speed": picked, "band": band,
+            "deadline": deadline, "cache": MemoryCache() if cache is True else cache,
+            "max_concurrency": max_concurrency, "fetch_images": fetch_images, "limits": limits, **hooks,
+        }  # fmt: skip
+        self._engine = engine
+        self._deadline = engine.default_deadline if deadline is None else deadline
+        self._rules = Rules(
+            policy=wanted,
+            format=chosen,
+            speed=picked,
+            band=band,
+            cache=self._settings["cache"] or None,
+            key=rules_key(wanted, engine.model, chosen.id, picked),
+            **hooks,
+        )
+        self._load: ImageLoader | None = (
+            None if limits == DEFAULT_LIMITS else functools.partial(ImagePart.load, limits=limits)
+        )
+        self._drivers = Drivers(engine, Gate(max_concurrency) if max_concurrency else None, limits)
+        self._frozen = True
+
+    @classmethod
+    def remote(
+        cls, url: str, *, model: str | None = None, api_key: str | None = None, **settings: Any
+    ) -> Self:
+        """A guard on an OpenAI-compatible chat-completions server.
+
+        Args:
+            url: The server's base URL, such as `http://guard:8000/v1`.
+            model: The model's name there. None: the only one it serves.
+            api_key: None: from GUARDRAIL_VL_API_KEY or OPENAI_API_KEY.
+            settings: Anything `Guard` takes, and anything `RemoteEngine` takes.
+
+        Raises:
+            ConfigurationError: A wrong URL or argument. The server is not contacted before the first check.
+        """
+        from guardrail_vl.engines.remote import RemoteEngine
+
+        own = {name: settings.pop(name) for name in list(settings) if name in _GUARD_SETTINGS}
+        return cls(engine=RemoteEngine(url, model=model, api_key=api_key, **settings), **own)
+
+    # ---- checks ---------------------------------------------------------------------------------------------------
+
+    def check_prompt(self, prompt: str | None = None, *, images: Images = (), deadline: float | None = None) -> Decision:
+        """Judge a prompt before a model sees it.
+
+        Args:
+            prompt: Its text; None for pictures alone.
+            images: Pictures: paths, bytes, PIL images, `data:` URLs.
+            deadline: Seconds, instead of the guard's.
+        """
+        return self._drivers.run(self._prompt_flow(prompt, images, deadline))
+
+    async def acheck_prompt(
+        self, prompt: str | None = None, *, images: Images = (), deadline: float | None = None
+    ) -> Decision:
+        """`check_prompt` without blocking the event loop."""
+        return await self._drivers.arun(self._prompt_flow(prompt, images, deadline))
+
+    def check_response(
+        self,
+        response: str | None = None,
+        *,
+        prompt: str | None = None,
+        images: Images = (),
+        response_images: Images = (),
+        deadline: float | None = None,
+    ) -> Decision:
+        """Judge a response before a user sees it, knowing the prompt it answers.
+
+        Args:
+            response: Its text; None for pictures alone.
+            prompt: The prompt's text.
+            images: The prompt's pictures.
+            response_images: The response's pictures.
+            deadline: Seconds, instead of the guard's.
+        """
+        return self._drivers.run(self._response_flow(response, prompt, images, response_images, deadline))
+
+    async def acheck_response(
+        self,
+        response: str | None = None,
+        *,
+        prompt: str | None = None,
+        images: Images = (),
+        response_images: Images = (),
+        deadline: float | None = None,
+    ) -> Decision:
+        """`check_response` without blocking the event loop."""
+        return await self._drivers.arun(self._response_flow(response, prompt, images, response_images, deadline))
+
+    def check(self, content: Any, *, stage: Stage | str | None = None, deadline: float | None = None) -> Decision:
+        """Judge a turn: a string, a `Turn`, or a list of OpenAI-style messages.
+
+        Args:
+            content: The turn. Every message in it is judged; see `Decision.judgements`.
+            stage: What is judged. None: the response if the turn ends in one, else the prompt.
+            deadline: Seconds, instead of the guard's.
+        """
+        return self._drivers.run(self._flow(content, stage, deadline))
+
+    async def acheck(self, content: Any, *, stage: Stage | str | None = None, deadline: float | None = None) -> Decision:
+        """`check` without blocking the event loop."""
+        return await self._drivers.arun(self._flow(content, stage, deadline))
+
+    def check_many(
+        self, contents: Iterable[Any], *, stage: Stage | str | None = None, batch: int = 32, deadline: float | None = None
+    ) -> Iterator[Decision]:
+        """Judge many turns, `batch` at a time on the engine. Order is kept; input is read as it is needed."""
+        if batch < 1:
+            raise ConfigurationError("batch must be at least 1.")
+        return self._drivers.run_many((self._flow(content, stage, deadline) for content in contents), size=batch)
+
+    async def acheck_many(
+        self, contents: Iterable[Any], *, stage: Stage | str | None = None, batch: int = 32, deadline: float | None = None
+    ) -> AsyncIterator[Decision]:
+        """`check_many` without blocking the event loop: `batch` checks under way at a time, order kept."""
+        import asyncio
+
+        if batch < 1:
+            raise ConfigurationError("batch must be at least 1.")
+        pending: list[asyncio.Task[Decision]] = []
+        source = iter(contents)
+        try:
+            for content in source:
+                pending.append(asyncio.ensure_future(self.acheck(content, stage=stage, deadline=deadline)))
+                if len(pending) >= batch:
+                    yield await pending.pop(0)
+            while pending:
+                yield await pending.pop(0)
+        finally:
+            for task in pending:
+                task.cancel()
+
+    # ---- what it is -----------------------------------------------------------------------------------------------
+
+    @property
+    def policy(self) -> Policy:
+        """The policy that decides."""
+        return self._rules.policy
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that completes prompts."""
+        return self._engine
+
+    @property
+    def format(self) -> PromptFormat:
+        """The prompt format it is asked in."""
+        return self._rules.format
+
+    @property
+    def speed(self) -> SpeedChoice:
+        """`reason`, `fast` or `auto`."""
+        return self._rules.speed
+
+    @property
+    def deadline(self) -> float:
+        """Seconds for one check."""
+        return self._deadline
+
+    def replace(self, **settings: Any) -> Self:
+        """A guard like this one, on the same engine, with other settings."""
+        merged = {**self._settings, **settings}
+        if "fail" not in settings and "policy" in settings:
+            merged.pop("fail", None)
+        return type(self)(**merged)
+
+    def close(self) -> None:
+        """Free what the engine holds. A later check opens it again."""
+        self._engine.close()
+
+    async def aclose(self) -> None:
+        """`close`, and what belongs to the running event loop."""
+        await self._engine.aclose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        return (
+            f"Guard(model={self._engine.model!r}, format={self.format.id!r}, speed={self.speed!r}, "
+            f"policy={self.policy.name!r}@{self.policy.hash})"
+        )
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if getattr(self, "_frozen", False):
+            raise AttributeError("A guard does not change after it is made: use replace().")
+        super().__setattr__(name, value)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self._settings))
+
+    # ---- flows ----------------------------------------------------------------------------------------------------
+
+    def _prompt_flow(self, prompt: str | None, images: Images, deadline: float | None) -> Flow:
+        _check_text(prompt, "prompt")
+        return self._make(functools.partial(Turn.from_prompt, prompt, images=_listed(images)), Stage.PROMPT, deadline)
+
+    def _response_flow(
+        self, response: str | None, prompt: str | None, images: Images, response_images: Images, deadline: float | None
+    ) -> Flow:
+        _check_text(prompt, "prompt")
+        _check_text(response, "response")
+        make = functools.partial(
+            Turn.from_prompt,
+            prompt,
+            images=_listed(images),
+            response=response or "",
+            response_images=_listed(response_images),
+        )
+        return self._make(make, Stage.RESPONSE, deadline)
+
+    def _flow(self, content: Any, stage: Stage | str | None, deadline: float | None) -> Flow:
+        if stage is not None and stage not in get_args(Literal["prompt", "response"]):
+            raise ConfigurationError(f"stage must be 'prompt' or 'response', not {stage!r}.")
+        return self._make(functools.partial(Turn.of, content), None if stage is None else Stage(stage), deadline)
+
+    def _make(self, make: Callable[..., Turn], stage: Stage | None, deadline: float | None) -> Flow:
+        if deadline is not None:
+            _check_numbers(deadline, None, DEFAULT_BAND)
+        until = Deadline.after(self._deadline if deadline is None else deadline)
+        source: Callable[[], Turn | FetchPlan] = functools.partial(make, load=self._load)
+        if self._settings["fetch_images"]:
+            source = functools.partial(_with_fetched, make, self._load or ImagePart.load)
+        return check_flow(source, stage, self._rules, until)
+
+
+_GUARD_SETTINGS: Final = {
+    "policy", "format", "speed", "band", "fail", "deadline", "cache", "max_concurrency", "pre_prompt", "post_response",
+    "fetch_images", "limits",
+}  # fmt: skip
+
+
+def _rebuild(kind: type[Guard], settings: dict[str, Any]) -> Guard:
+    return kind(**settings)
+
+
+def _with_fetched(make: Callable[..., Turn], load: ImageLoader) -> Turn | FetchPlan:
+    """The turn, or what must be fetched to make it. One reader reads the content both times."""
+    urls: list[str] = []
+
+    def note(source: ImageSource) -> ImagePart:
+        if isinstance(source, str) and source.startswith(("http:", "https:")):
+            urls.append(source)
+        return _placeholder()
+
+    make(load=note)
+    if not urls:
+        return make(load=load)
+    wanted = tuple(dict.fromkeys(urls))
+
+    def finish(fetched: Sequence[bytes | ContentError]) -> Turn:
+        by_url = dict(zip(wanted, fetched, strict=True))
+
+        def pinned(source: ImageSource) -> ImagePart:
+            if not isinstance(source, str) or source not in by_url:
+                return load(source)
+            data = by_url[source]
+            if isinstance(data, ContentError):
+                raise data
+            return load(data)
+
+        return make(load=pinned)
+
+    return FetchPlan(wanted, finish)
+
+
+@functools.cache
+def _placeholder() -> ImagePart:
+    import base64
+
+    return ImagePart(base64.b64decode("R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="))
+
+
+def _listed(images: Images) -> Images:
+    # Read once: the flow may look at it twice.
+    return images if isinstance(images, str | bytes | Sequence) else tuple(images)
+
+
+def _as_hooks(hooks: Sequence[Hook] | Hook) -> tuple[Hook, ...]:
+    listed = (hooks,) if callable(hooks) else tuple(hooks)
+    if not all(callable(hook) for hook in listed):
+        raise ConfigurationError("A hook must be callable with (turn, decision).")
+    return listed
+
+
+def _check_text(text: object, name: str) -> None:
+    if text is not None and not isinstance(text, str):
+        raise ConfigurationError(
+            f"{name} must be text, not {type(text).__name__}.", hint="Use check() for messages and turns."
+        )
+
+
+def _check_numbers(deadline: float | None, max_concurrency: int | None, band: tuple[float, float]) -> None:
+    if deadline is not None and not 0 < deadline < float("inf"):
+        raise ConfigurationError(f"deadline must be above 0 seconds and finite, not {deadline!r}.")
+    if max_concurrency is not None and max_concurrency < 1:
+        raise ConfigurationError(f"max_concurrency must be at least 1, not {max_concurrency!r}.")
+    if not 0 <= band[0] <= band[1] <= 1:
+        raise ConfigurationError(f"band must be two scores in order between 0 and 1, not {band!r}.")
+
+
+def _pick_speed(speed: SpeedChoice | None, chosen: PromptFormat, engine: Engine) -> SpeedChoice:
+    if speed is None:
+        return chosen.speeds[0]
+    if speed not in get_args(SpeedChoice):
+        raise ConfigurationError(f"speed must be one of {', '.join(get_args(SpeedChoice))}, not {speed!r}.")
+    wanted = ("fast", "reason") if speed == "auto" else (speed,)
+    for one in wanted:
+        if one not in chosen.speeds:
+            raise ConfigurationError(f"The format {chosen.id!r} has no speed {one!r}; it has {', '.join(chosen.speeds)}.")
+    if "fast" in wanted and not engine.scores:
+        raise ConfigurationError(f"speed={speed!r} needs scores, and this engine gives none.")
+    return speed
+
+
+def _check_fit(chosen: PromptFormat, policy: Policy, engine: Engine) -> None:
+    trained = getattr(engine, "trained_format", None)
+    if trained is not None and trained != chosen.id:
+        raise FormatMismatchError(
+            f"These weights were trained with the prompt format {trained!r}, not {chosen.id!r}.",
+            hint=f"Use Guard(…, format={trained!r}).",
+        )
+    if policy.has_category_rules():
+        if not chosen.categories:
+            raise ConfigurationError(
+                f"The policy sets actions or thresholds for categories, and the format {chosen.id!r} names none.",
+                hint="Remove them (definitions and examples may stay), or use a model that names categories.",
+            )
+        unknown = [n for n, c in policy.categories.items() if (c.prompt or c.response or c.threshold) and n not in chosen.categories]
+        if unknown:
+            raise ConfigurationError(
+                f"The model never names {', '.join(unknown)}; it names {', '.join(chosen.categories)}."
+            )
+    needs_scores = [s for s in Stage if policy.rule(s).threshold is not None]
+    if needs_scores and not engine.scores:
+        raise ConfigurationError(f"The policy sets a threshold for {needs_scores[0]}, and this engine gives no scores.")
