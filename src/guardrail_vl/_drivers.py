@@ -10,7 +10,6 @@ import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from guardrail_vl import fetch
 from guardrail_vl._flow import CallHook, Effect, Fetch, Flow, Generate, Recall, Remember
 from guardrail_vl._gate import Gate
 from guardrail_vl.engines.base import Deadline, Engine, Outcome
@@ -154,12 +153,16 @@ class Drivers:
                 self._gate.release()
 
     def _fetch_one(self, url: str, deadline: Deadline) -> bytes | ContentError:
+        from guardrail_vl import fetch  # httpx takes longer to import than all the rest, and few guards fetch
+
         try:
             return fetch.fetch(url, self._limits, timeout=deadline.remaining())
         except ContentError as error:
             return error
 
     async def _afetch_one(self, url: str, deadline: Deadline) -> bytes | ContentError:
+        from guardrail_vl import fetch
+
         try:
             return await fetch.afetch(url, self._limits, timeout=deadline.remaining())
         except ContentError as error:
@@ -194,7 +197,7 @@ class _Steps:
 
 def _complete(prompts: Sequence[Prompt], outcomes: list[Outcome]) -> list[Outcome]:
     if len(outcomes) != len(prompts):
-        raise EngineResponseError(f"The engine gave {len(outcomes)} outcomes for {len(prompts)} prompts.")
+        raise EngineResponseError("The engine did not give one outcome for each prompt.")
     return outcomes
 
 

@@ -186,19 +186,20 @@ def _verdicts(
     tasks: Sequence[Task], rules: Rules, deadline: Deadline
 ) -> Generator[Effect, Any, list[tuple[Verdict | GuardrailError, bool]]]:
     """A verdict or an error for each task, and whether it was remembered."""
-    keys = tuple(task.key(rules) for task in tasks) if rules.cache else ()
-    known: list[Verdict | None] = [None] * len(tasks)
-    if rules.cache:
-        known = yield Recall(rules.cache, keys)
+    if rules.cache is None:
+        return [(outcome, False) for outcome in (yield from _judge(tasks, rules, deadline))]
+    keys = tuple(task.key(rules) for task in tasks)
+    known: list[Verdict | None] = yield Recall(rules.cache, keys)
     missing = [i for i, verdict in enumerate(known) if verdict is None]
-    fresh: dict[int, Verdict | GuardrailError] = {}
     if missing:
         judged = yield from _judge([tasks[i] for i in missing], rules, deadline)
-        fresh = dict(zip(missing, judged, strict=True))
-        new = tuple((keys[i], v) for i, v in fresh.items() if isinstance(v, Verdict)) if rules.cache else ()
-        if rules.cache and new:
+        new = tuple((keys[i], v) for i, v in zip(missing, judged, strict=True) if isinstance(v, Verdict))
+        if new:
             yield Remember(rules.cache, new)
-    return [(fresh[i], False) if known[i] is None else (known[i], True) for i in range(len(tasks))]  # type: ignore[misc]
+    else:
+        judged = []
+    fresh = iter(judged)
+    return [(next(fresh), False) if verdict is None else (verdict, True) for verdict in known]
 
 
 def _judge(

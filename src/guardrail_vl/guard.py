@@ -104,7 +104,7 @@ class Guard:
             format=chosen,
             speed=picked,
             band=band,
-            cache=self._settings["cache"] or None,
+            cache=self._settings["cache"] if cache is not False else None,
             key=rules_key(wanted, engine.model, chosen.id, picked),
             **hooks,
         )

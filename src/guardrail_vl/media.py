@@ -1,7 +1,7 @@
 """Bytes in, verified pictures out: the only home of Pillow, and the attack surface.
 
 PNG, JPEG, GIF, WebP and BMP are read, by their content and never by their name. Size, frame count and the end mark are
-checked before anything is decoded (`_picture.py`); then every frame is decoded in full, so that what was accepted can
+checked before anything is decoded (`_picture`); then every frame is decoded in full, so that what was accepted can
 also be shown. Anything else is refused with `ContentError`.
 
 What is judged is everything a viewer, or a model pipeline, may show of a file:
@@ -34,8 +34,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-# The readers are imported by name: Pillow would otherwise load all of its plugins at the first WebP.
-from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageChops, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+# WebP by name: otherwise Pillow loads all of its plugins when it meets the first one.
+from PIL import Image, ImageChops, WebPImagePlugin
 
 from guardrail_vl._picture import Picture, Still, open_picture
 from guardrail_vl.errors import ConfigurationError, ContentError
@@ -46,7 +46,6 @@ ImageSource = str | os.PathLike[str] | bytes | PILImage
 """What a caller may have: a path, a file's bytes, a picture in memory or a `data:` URL."""
 
 _PIXEL_CEILING: Final = 89_000_000  # Pillow warns of a decompression bomb above 89,478,485.
-_READERS: Final = (BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, WebPImagePlugin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +144,7 @@ def fit(image: PILImage, max_pixels: int) -> PILImage:
 def encode(image: PILImage) -> tuple[bytes, str]:
     """The picture as a lossless PNG file, and its media type."""
     out = io.BytesIO()
-    # The lowest effort: at the highest, minutes can go into a few percent.
+    # The lowest effort: the file lives for one call.
     image.save(out, "PNG", compress_level=1)
     return out.getvalue(), "image/png"
 
@@ -230,7 +229,9 @@ def _from_memory(image: PILImage, limits: ImageLimits) -> bytes:
         raise ContentError(f"The picture has more than {limits.max_pixels} pixels.", hint="Scale it down.")
     if not image.width * image.height:
         raise ContentError("The picture has no pixels.")
-    if getattr(image, "n_frames", 1) > 1:
+    with _door():
+        frames = getattr(image, "n_frames", 1)
+    if frames > 1:
         raise ContentError(
             "An animated PIL image can't be judged.", hint="Pass the file's bytes, or image.copy() for one frame."
         )
@@ -276,8 +277,11 @@ def _door() -> Iterator[None]:
 
 def _decoded(picture: Picture) -> Iterator[tuple[Still, PILImage]]:
     """Decode the drawing steps one by one."""
+    if picture.format == "WEBP" and not WebPImagePlugin.SUPPORTED:
+        raise ContentError("This Pillow was built without WebP.")
     for still in picture.stills:
-        with _door(), Image.open(io.BytesIO(still.data), formats=(picture.format,)) as image:
+        with _door():
+            image = Image.open(io.BytesIO(still.data), formats=(picture.format,))
             size = (still.width, still.height)
             if image.format != picture.format or image.size != size or getattr(image, "n_frames", 1) != still.frames:
                 raise ContentError("The picture is damaged: its header and its content disagree.")
@@ -285,7 +289,8 @@ def _decoded(picture: Picture) -> Iterator[tuple[Still, PILImage]]:
                 if frame:
                     image.seek(frame)
                 image.load()
-                yield still, image
+                # A decoder that goes on to the next frame draws it into the same picture.
+                yield still, image.copy() if still.frames > 1 else image
 
 
 def _frames(picture: Picture) -> Iterator[PILImage]:
@@ -294,29 +299,32 @@ def _frames(picture: Picture) -> Iterator[PILImage]:
     size = (picture.width, picture.height)
     drawn = sum(not still.alone for still in picture.stills)
     for still, image in _decoded(picture):
-        for pixels in _readings(image, still.key):
-            if still.alone or still.frames > 1 or (drawn == 1 and pixels.size == size):
-                yield _upright(pixels, still.orientation)
-                continue
-            fresh = canvas is None
-            canvas = canvas or Image.new("RGBA", size, (0, 0, 0, 0))
-            before = canvas.copy() if still.after == "restore" else None
-            piece, place = pixels.convert("RGBA"), (still.x, still.y)
-            if still.over and not fresh:
-                canvas.alpha_composite(piece, place)
-            else:
-                canvas.paste(piece, place)
-            yield _upright(canvas.copy(), still.orientation)
-            if still.after == "clear":
-                canvas.paste((0, 0, 0, 0), (*place, still.x + still.width, still.y + still.height))
-            canvas = before or canvas
+        pixels, *others = _readings(image, still.key)
+        if still.alone or still.frames > 1 or (drawn == 1 and pixels.size == size):
+            for reading in (pixels, *others):
+                yield _upright(reading, still.orientation)
+            continue
+        fresh = canvas is None
+        canvas = canvas or Image.new("RGBA", size, (0, 0, 0, 0))
+        before = canvas.copy() if still.after == "restore" else None
+        piece, place = pixels.convert("RGBA"), (still.x, still.y)
+        if still.over and not fresh:
+            canvas.alpha_composite(piece, place)
+        else:
+            # Also keeps the colours that are fully transparent, which some pipelines show.
+            canvas.paste(piece, place)
+        for reading in (canvas.copy(), *others):
+            yield _upright(reading, still.orientation)
+        if still.after == "clear":
+            canvas.paste((0, 0, 0, 0), (*place, still.x + still.width, still.y + still.height))
+        canvas = before or canvas
 
 
 def _readings(image: PILImage, key: tuple[int, ...] | None) -> Iterator[PILImage]:
     """One decoded file as `RGB` or `RGBA`; a second time where `convert("RGB")` shows something else."""
     if image.mode in ("I;16", "I;16B", "I;16L", "I"):
         wide = image.convert("I")
-        yield wide.point(lambda value: value * (1 / 257)).convert("L").convert("RGB")
+        yield wide.point(lambda value: value * (1 / 257) + 0.5).convert("L").convert("RGB")
         yield wide.convert("L").convert("RGB")
     elif key is not None:
         flat = image.convert("RGB")

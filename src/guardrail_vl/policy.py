@@ -14,9 +14,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, Protocol, Self
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+from pydantic import (
+    AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler, PlainSerializer, ValidationError, model_validator,
+)  # fmt: skip
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from guardrail_vl.errors import ConfigurationError, ContentError, EngineError, GuardrailError
 from guardrail_vl.turn import Turn
@@ -26,7 +30,23 @@ FailMode = Literal["closed", "open"]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, defer_build=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", hide_input_in_errors=True, defer_build=True, use_attribute_docstrings=True
+    )
+    _short_form: ClassVar[dict[str, Any] | None] = None
+    """The JSON schema of the shorter way to write it; None: there is none."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        reference = handler(core)
+        schema = handler.resolve_ref_schema(reference)
+        # What a docstring says of errors is for callers of Python, not for authors of files.
+        schema["description"] = str(schema.get("description", "")).partition("\n\nRaises:")[0]
+        if cls._short_form is not None:
+            full = dict(schema)
+            schema.clear()
+            schema["anyOf"] = [cls._short_form, full]
+        return reference
 
 
 class StageRule(_Frozen):
@@ -35,6 +55,8 @@ class StageRule(_Frozen):
     action: Action = Action.BLOCK
     threshold: Annotated[float, Field(gt=0, le=1)] | None = None
     """Harmful from this score on. None: the model's own label decides."""
+
+    _short_form = {"enum": [action.value for action in Action]}
 
     @model_validator(mode="before")
     @classmethod
@@ -51,6 +73,8 @@ class Fail(_Frozen):
     """The turn can't be judged. A user can cause this at will: open it only if nothing depends on the guard."""
     parse: FailMode = "closed"
     """The model's answer follows no format. A user may be able to cause this."""
+
+    _short_form = {"enum": list(get_args(FailMode))}
 
     @model_validator(mode="before")
     @classmethod
@@ -72,6 +96,8 @@ class Example(_Frozen):
     response: str | None = Field(default=None, repr=False)
     images: tuple[str, ...] = ()
     """Paths, relative to the policy file, or `data:` URLs."""
+
+    _short_form = {"type": "string"}
 
     @model_validator(mode="before")
     @classmethod
@@ -179,6 +205,9 @@ class Policy(_Frozen):
             return cls.model_validate(raw)
         except ValidationError as error:
             raise ConfigurationError(f"In {where}: {_explain(error)}") from None
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self).model_validate, (self.model_dump(mode="json"),))
 
     @cached_property
     def hash(self) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import InitVar, dataclass, field
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import Field
@@ -71,9 +71,11 @@ class ImagePart(Value):
     height: int = field(init=False, compare=False)
     frames: int = field(init=False, compare=False)
     """1 for a still; an animation's frames are all judged."""
-    limits: InitVar[ImageLimits] = DEFAULT_LIMITS
 
-    def __post_init__(self, limits: ImageLimits) -> None:
+    def __post_init__(self) -> None:
+        self._verify(DEFAULT_LIMITS)
+
+    def _verify(self, limits: ImageLimits) -> None:
         facts = load_image(self.data, limits)
         object.__setattr__(self, "media_type", facts.media_type)
         object.__setattr__(self, "width", facts.width)
@@ -87,7 +89,11 @@ class ImagePart(Value):
         Raises:
             ContentError: Not a picture that can be judged in full, or an `http(s)` URL.
         """
-        return cls(read_source(source, limits), limits=limits)
+        part = object.__new__(cls)
+        object.__setattr__(part, "data", read_source(source, limits))
+        object.__setattr__(part, "type", "image")
+        part._verify(limits)
+        return part
 
     def views(self) -> tuple[PILImage, ...]:
         """Every RGB picture that someone who opens this file may see: each frame, and each reading of transparency."""
@@ -399,7 +405,8 @@ _MESSAGE_FIELDS: Final = {
 # Fields of a provider's own reply that carry no content; harmless when a reply is sent back as history.
 _EMPTY_FIELDS: Final = {"audio", "annotations"}
 
-_PART_FIELDS: Final = {"type", "text", "image_url", "detail", "refusal", "cache_control", "id", "input_audio", "file", "file_id"}
+_PART_TYPES: Final = {"text", "input_text", "output_text", "image_url", "input_image", "refusal"}
+_PART_FIELDS: Final = {"type", "text", "image_url", "detail", "refusal", "cache_control", "id", "file_id"}
 
 
 def _read_message(raw: object, load: ImageLoader) -> Message:
@@ -452,6 +459,8 @@ def _read_part(raw: object, load: ImageLoader) -> Part:
     if not isinstance(raw, Mapping):
         raise ContentError(f"A content part must be a mapping, not {type(raw).__name__}.")
     kind = raw.get("type")
+    if kind not in _PART_TYPES:
+        raise ContentError(f"Unsupported content part {_shown(kind)}: it can't be judged, so the turn is refused.")
     for key in raw:
         if key not in _PART_FIELDS and raw[key]:
             raise ContentError(f"Unknown field {_shown(key)} in a content part: it can't be judged.")
@@ -468,10 +477,8 @@ def _read_part(raw: object, load: ImageLoader) -> Part:
             if not url.startswith(("data:", "http:", "https:")):
                 raise ContentError("An image URL must be a data: URL.")
             return load(url)
-        case "refusal":
-            return RefusalPart(_checked(raw.get("refusal"), "refusal"))  # type: ignore[arg-type]
         case _:
-            raise ContentError(f"Unsupported content part {_shown(kind)}: it can't be judged, so the turn is refused.")
+            return RefusalPart(_checked(raw.get("refusal"), "refusal"))  # type: ignore[arg-type]
 
 
 def _read_tool_call(raw: object) -> ToolCallPart:

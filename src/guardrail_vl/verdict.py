@@ -87,8 +87,8 @@ class Verdict(Value):
     """Id of the prompt format it was asked in."""
     speed: str = ""
     """`reason` or `fast`."""
-    usage: Usage = Usage()
-    latency: float = 0.0
+    usage: Usage = field(default=Usage(), repr=False)
+    latency: float = field(default=0.0, repr=False)
     """Seconds the engine took; of the first judgement when the verdict was remembered."""
 
     @property
@@ -114,8 +114,8 @@ def _error_to_json(error: GuardrailError | None) -> dict[str, Any] | None:
 # An error goes out as JSON; it does not come back in: nobody should rebuild exceptions from text.
 ErrorField = Annotated[
     GuardrailError | None,
-    PlainSerializer(_error_to_json),
     PlainValidator(lambda value: value if value is None or isinstance(value, GuardrailError) else None),
+    PlainSerializer(_error_to_json),
     WithJsonSchema(
         {
             "anyOf": [
@@ -174,7 +174,7 @@ class Decision(Value):
     policy: str = ""
     """Hash of the policy that decided: its version."""
     id: str = field(default_factory=new_id, compare=False)
-    judgements: tuple[Judgement, ...] = ()
+    judgements: tuple[Judgement, ...] = field(default=(), repr=False)
     """Everything that was judged, oldest first; the newest exchange in its context last."""
 
     @property

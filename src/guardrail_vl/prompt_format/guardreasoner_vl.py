@@ -43,6 +43,8 @@ CONTEXT_TOTAL: Final = 8_000
 """Characters shown of all earlier messages; the newest are kept."""
 MAX_TOKENS: Final = 2_048
 """A reasoning that is longer has lost its way."""
+MAX_ANSWER: Final = 100_000
+"""Characters of a completion that are read at all."""
 
 _NO_THOUGHT: Final = "<think>\n</think>\n\n<result>\nRequest:"
 # Less than this on the two label words together: the server did not continue from our prefix.
@@ -76,6 +78,8 @@ def parse_text(text: str) -> Result:
     def refuse(why: str) -> ParseError:
         return ParseError(f"The guard model's answer does not follow its format: {why}.", text=text)
 
+    if len(text) > MAX_ANSWER:
+        raise refuse(f"it has {len(text)} characters")
     lead = len(text) - len(text.lstrip())
     if not text.startswith("<think>", lead):
         raise refuse("it does not begin with <think>")

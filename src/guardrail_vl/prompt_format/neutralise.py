@@ -13,21 +13,24 @@ from __future__ import annotations
 import re
 from typing import Final
 
-_TAG: Final = re.compile(r"<(?=[|｜]|[^<>]{1,64}>)")
+_TAG: Final = re.compile(r"<(?=[|｜]|[^>]{1,64}>)")
 # Characters that print as nothing, and so could hide a header from a plain search: joiners, marks, soft hyphen.
-_HIDDEN: Final = r"[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\U000e0000-\U000e0fff]*"
+_HIDDEN: Final = (
+    r"\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff"
+    r"\U000e0000-\U000e0fff"
+)
+# One class for each gap, never two repeats side by side: matching stays linear on hostile input.
+_LETTER_GAP: Final = f"[{_HIDDEN}]*"
+_WORD_GAP: Final = rf"[\s_\-{_HIDDEN}]*"
 
 
 def _spelled(word: str) -> str:
-    return _HIDDEN.join(re.escape(letter) for letter in word)
-
-
-def _header(*words: str) -> str:
-    return rf"{_HIDDEN}[\s_\-]*{_HIDDEN}".join(_spelled(word) for word in words)
+    return _LETTER_GAP.join(word)
 
 
 _HEADER: Final = re.compile(
-    rf"({_header('human', 'user')}|{_header('ai', 'assistant')})([\s\u00a0]*{_HIDDEN}[\s\u00a0]*)[:：]", re.IGNORECASE
+    rf"((?:{_spelled('human')}{_WORD_GAP}{_spelled('user')}|{_spelled('ai')}{_WORD_GAP}{_spelled('assistant')}){_WORD_GAP})[:：]",
+    re.IGNORECASE,
 )
 
 
@@ -37,5 +40,5 @@ def neutralise(text: str) -> str:
     if "<" in text:
         text = _TAG.sub("‹", text)
     if ":" in text or "：" in text:
-        text = _HEADER.sub("\\1\\2꞉", text)
+        text = _HEADER.sub("\\1꞉", text)
     return text
