@@ -13,7 +13,13 @@ import pytest
 from guardrail_vl import Decision, Guard, Turn
 from guardrail_vl.engines.base import Deadline, Engine, Outcome
 from guardrail_vl.errors import (
-    ConfigurationError, ContentError, EngineError, EngineResponseError, EngineUnavailableError, GuardrailError, ParseError,
+    ConfigurationError,
+    ContentError,
+    EngineError,
+    EngineResponseError,
+    EngineUnavailableError,
+    GuardrailError,
+    ParseError,
 )  # fmt: skip
 from guardrail_vl.prompt_format.base import Completion, Prompt
 from guardrail_vl.testing import ScriptedEngine, by_keyword, label_token
@@ -47,12 +53,22 @@ def test_one_prompt_is_one_prompt_to_the_model() -> None:
 def test_every_message_is_judged_and_the_newest_once_more_in_context() -> None:
     checker, engine = guard()
     decision = checker.check(
-        [{"role": "system", "content": "s"}, user("u1"), assistant("a1"), {"role": "tool", "content": "t"}, assistant("a2"), user("u2")]
+        [
+            {"role": "system", "content": "s"},
+            user("u1"),
+            assistant("a1"),
+            {"role": "tool", "content": "t"},
+            assistant("a2"),
+            user("u2"),
+        ]
     )
     assert [(j.first, j.last, j.in_context) for j in decision.judgements] == [
         (0, 0, False), (1, 2, False), (3, 4, False), (5, 5, False), (5, 5, True),
     ]  # fmt: skip
-    assert "[Earlier in this conversation]\nuser: u1\nassistant: a1\ntool: [tool result] t" in engine.prompts[-1].messages[1].text
+    assert (
+        "[Earlier in this conversation]\nuser: u1\nassistant: a1\ntool: [tool result] t"
+        in engine.prompts[-1].messages[1].text
+    )
     assert engine.calls == 1
 
 
@@ -74,7 +90,9 @@ def test_a_refused_request_in_history_annotates_and_does_not_block_for_ever() ->
     decision = guard(script)[0].check([user("a bomb"), assistant("No."), user("Then a cake.")])
     assert [j.action for j in decision.judgements] == [Action.ANNOTATE, Action.ALLOW, Action.ALLOW]
     assert decision.reason.startswith("In message 0: The request was judged harmful.")
-    strict = guard(script, policy={"history": "block"})[0].check([user("a bomb"), assistant("No."), user("Then a cake.")])
+    strict = guard(script, policy={"history": "block"})[0].check(
+        [user("a bomb"), assistant("No."), user("Then a cake.")]
+    )
     assert strict.blocked
 
 
@@ -102,7 +120,9 @@ def test_a_response_is_judged_and_not_the_request_it_refuses() -> None:
     assert checker.check_response("No.", prompt="a bomb").action is Action.ALLOW
     assert checker.check_response("Sure: bomb.", prompt="hi").blocked
     assert checker.check([user("hi"), assistant("a bomb")]).blocked
-    assert checker.check([user("hi"), {"role": "assistant", "tool_calls": [{"function": {"name": "x", "arguments": "bomb"}}]}]).blocked
+    assert checker.check(
+        [user("hi"), {"role": "assistant", "tool_calls": [{"function": {"name": "x", "arguments": "bomb"}}]}]
+    ).blocked
 
 
 def test_a_stage_without_its_message_is_refused() -> None:
@@ -294,7 +314,12 @@ def test_sync_async_and_batch_decide_alike_and_no_failure_passes(name: str, fail
         return [d async for d in fresh().acheck_many([content, content])]
 
     start = time.monotonic()
-    decisions = [fresh().check(content), asyncio.run(by_awaiting()), *fresh().check_many([content, content]), *asyncio.run(by_many())]
+    decisions = [
+        fresh().check(content),
+        asyncio.run(by_awaiting()),
+        *fresh().check_many([content, content]),
+        *asyncio.run(by_many()),
+    ]
     if "hang" in name:
         assert time.monotonic() - start < 4 * 0.35 + 0.3
     first = decisions[0]

@@ -87,7 +87,7 @@ def test_weights_of_another_format_are_refused() -> None:
 def test_it_does_not_change() -> None:
     guard = make()
     with pytest.raises(AttributeError, match="replace"):
-        guard.x = 1  # type: ignore[attr-defined]
+        guard.x = 1
     other = guard.replace(policy={"prompt": "annotate"}, speed="auto")
     assert (guard.policy, guard.speed) == (Policy(), "reason")
     assert other.engine is guard.engine
@@ -95,11 +95,16 @@ def test_it_does_not_change() -> None:
 
 
 def test_repr_names_what_guards() -> None:
-    assert repr(make()) == f"Guard(model='scripted', format='guardreasoner-vl/1', speed='reason', policy='default'@{Policy().hash})"
+    assert (
+        repr(make())
+        == f"Guard(model='scripted', format='guardreasoner-vl/1', speed='reason', policy='default'@{Policy().hash})"
+    )
 
 
 def test_pickled_by_configuration() -> None:
-    guard = make(policy={"response": "annotate"}, speed="auto", deadline=3, max_concurrency=2, cache=MemoryCache(size=7))
+    guard = make(
+        policy={"response": "annotate"}, speed="auto", deadline=3, max_concurrency=2, cache=MemoryCache(size=7)
+    )
     copy = pickle.loads(pickle.dumps(guard))
     assert repr(copy) == repr(guard)
     assert copy.deadline == 3
@@ -231,7 +236,20 @@ def test_the_root_is_a_menu() -> None:
 
 
 def test_importing_loads_nothing_heavy() -> None:
-    heavy = ["torch", "transformers", "openai", "langchain", "langchain_core", "fastapi", "onnxruntime", "numpy", "aiohttp", "typer", "rich", "yaml"]
+    heavy = [
+        "torch",
+        "transformers",
+        "openai",
+        "langchain",
+        "langchain_core",
+        "fastapi",
+        "onnxruntime",
+        "numpy",
+        "aiohttp",
+        "typer",
+        "rich",
+        "yaml",
+    ]
     code = f"import sys, guardrail_vl; print([m for m in {heavy!r} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     assert (out.stdout, out.stderr) == ("[]\n", "")

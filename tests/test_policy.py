@@ -77,7 +77,7 @@ def test_the_hash_is_the_version() -> None:
     ],
 )
 def test_mistakes_are_named_with_the_nearest_known_key(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(ConfigurationError, match="p.yaml") as caught:
+    with pytest.raises(ConfigurationError, match=r"p\.yaml") as caught:
         Policy.load(write(tmp_path, text))
     assert message in str(caught.value)
 
@@ -85,7 +85,7 @@ def test_mistakes_are_named_with_the_nearest_known_key(tmp_path: Path, text: str
 def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="No such file"):
         Policy.load(tmp_path / "none.yaml")
-    with pytest.raises(ConfigurationError, match="not '.ini'"):
+    with pytest.raises(ConfigurationError, match=r"not '\.ini'"):
         Policy.load(tmp_path / "p.ini")
 
 
@@ -121,10 +121,26 @@ HARMFUL, UNHARMFUL = Label.HARMFUL, Label.UNHARMFUL
         ({"unjudged": "block"}, verdict(None, 0.1, unjudged=("image 1",)), "block"),
         ({}, verdict(HARMFUL, 0.9, unjudged=("image 1",)), "block"),
         ({"prompt": "allow"}, verdict(HARMFUL, 0.9, unjudged=("image 1",)), "annotate"),
-        ({"categories": {"PII": {"definition": "x", "prompt": "annotate"}}}, verdict(HARMFUL, categories=("PII",)), "annotate"),
-        ({"categories": {"PII": {"definition": "x", "prompt": "allow"}}}, verdict(HARMFUL, categories=("PII", "Violent")), "block"),
-        ({"categories": {"PII": {"definition": "x", "threshold": 0.9}}}, verdict(HARMFUL, 0.8, categories=("PII",)), "allow"),
-        ({"categories": {"PII": {"definition": "x", "threshold": 0.9}}}, verdict(HARMFUL, 0.8, categories=("Violent",)), "block"),
+        (
+            {"categories": {"PII": {"definition": "x", "prompt": "annotate"}}},
+            verdict(HARMFUL, categories=("PII",)),
+            "annotate",
+        ),
+        (
+            {"categories": {"PII": {"definition": "x", "prompt": "allow"}}},
+            verdict(HARMFUL, categories=("PII", "Violent")),
+            "block",
+        ),
+        (
+            {"categories": {"PII": {"definition": "x", "threshold": 0.9}}},
+            verdict(HARMFUL, 0.8, categories=("PII",)),
+            "allow",
+        ),
+        (
+            {"categories": {"PII": {"definition": "x", "threshold": 0.9}}},
+            verdict(HARMFUL, 0.8, categories=("Violent",)),
+            "block",
+        ),
     ],
 )
 def test_what_a_verdict_gets(policy: dict[str, Any], said: Verdict, action: str) -> None:

@@ -14,7 +14,16 @@ from PIL import Image
 
 from guardrail_vl.errors import ConfigurationError, ContentError
 from guardrail_vl.turn import (
-    MAX_MESSAGES, MAX_TEXT, ImagePart, Message, ReasoningPart, RefusalPart, TextPart, ToolCallPart, ToolResultPart, Turn,
+    MAX_MESSAGES,
+    MAX_TEXT,
+    ImagePart,
+    Message,
+    ReasoningPart,
+    RefusalPart,
+    TextPart,
+    ToolCallPart,
+    ToolResultPart,
+    Turn,
 )  # fmt: skip
 
 
@@ -53,7 +62,10 @@ def test_openai_messages() -> None:
             {
                 "role": "user",
                 "name": "ann",
-                "content": [{"type": "text", "text": "see"}, {"type": "image_url", "image_url": {"url": data_url(), "detail": "low"}}],
+                "content": [
+                    {"type": "text", "text": "see"},
+                    {"type": "image_url", "image_url": {"url": data_url(), "detail": "low"}},
+                ],
             },
             {
                 "role": "assistant",
@@ -79,7 +91,11 @@ def test_openai_messages() -> None:
 def test_a_custom_tool_call_and_an_old_function_call_are_read() -> None:
     turn = Turn.of(
         [
-            {"role": "assistant", "content": None, "tool_calls": [{"type": "custom", "custom": {"name": "sh", "input": "ls"}}]},
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{"type": "custom", "custom": {"name": "sh", "input": "ls"}}],
+            },
             {"role": "assistant", "content": None, "function_call": {"name": "old", "arguments": "{}"}},
         ]
     )
@@ -98,7 +114,10 @@ def test_a_custom_tool_call_and_an_old_function_call_are_read() -> None:
         ("extra", {"role": "user", "content": [{"type": "text", "text": "x", "extra": "hidden"}]}),
         ("file id", {"role": "user", "content": [{"type": "input_image", "file_id": "f1"}]}),
         ("data: URL", {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}),
-        ("default", {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}]}),
+        (
+            "default",
+            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}]},
+        ),
         ("audio", {"role": "assistant", "content": None, "audio": {"id": "a1"}}),
         ("search", {"role": "assistant", "content": None, "tool_calls": [{"type": "search", "search": {}}]}),
         ("text and images", {"role": "tool", "content": [{"type": "refusal", "refusal": "x"}]}),
@@ -115,7 +134,9 @@ def test_what_is_unknown_is_refused_by_name(named: str, message: Any) -> None:
     assert "secret words" not in str(caught.value)
 
 
-@pytest.mark.parametrize("empty", ["", "   \n\t", [], [{"role": "user", "content": ""}], [{"role": "assistant", "content": None}]])
+@pytest.mark.parametrize(
+    "empty", ["", "   \n\t", [], [{"role": "user", "content": ""}], [{"role": "assistant", "content": None}]]
+)
 def test_nothing_to_judge_is_refused(empty: Any) -> None:
     with pytest.raises(ContentError, match="nothing to judge"):
         Turn.of(empty)
@@ -179,7 +200,12 @@ def test_wrong_json_is_refused_without_showing_it() -> None:
 
 @given(_TURNS)
 def test_no_repr_shows_content(turn: Turn) -> None:
-    marked = Turn((Message("user", (TextPart("SECRET-1"), ReasoningPart("SECRET-2"), ToolCallPart("n", "SECRET-3"))), *turn.messages))
+    marked = Turn(
+        (
+            Message("user", (TextPart("SECRET-1"), ReasoningPart("SECRET-2"), ToolCallPart("n", "SECRET-3"))),
+            *turn.messages,
+        )
+    )
     assert "SECRET" not in repr(marked)
 
 
@@ -204,7 +230,12 @@ def test_how_a_conversation_is_cut() -> None:
         return Message(role, (TextPart(role),))
 
     turn = Turn(tuple(m(r) for r in ("system", "user", "user", "assistant", "tool", "assistant", "user")))
-    assert [(e.first, e.last, len(e.response)) for e in turn.exchanges()] == [(0, 0, 0), (1, 3, 1), (4, 5, 1), (6, 6, 0)]
+    assert [(e.first, e.last, len(e.response)) for e in turn.exchanges()] == [
+        (0, 0, 0),
+        (1, 3, 1),
+        (4, 5, 1),
+        (6, 6, 0),
+    ]
 
 
 @given(_TURNS, _TURNS)

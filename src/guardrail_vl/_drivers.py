@@ -14,7 +14,12 @@ from guardrail_vl._flow import CallHook, Effect, Fetch, Flow, Generate, Recall, 
 from guardrail_vl._gate import Gate
 from guardrail_vl.engines.base import Deadline, Engine, Outcome
 from guardrail_vl.errors import (
-    ConfigurationError, ContentError, EngineError, EngineResponseError, EngineUnavailableError, GuardrailError,
+    ConfigurationError,
+    ContentError,
+    EngineError,
+    EngineResponseError,
+    EngineUnavailableError,
+    GuardrailError,
 )  # fmt: skip
 from guardrail_vl.media import ImageLimits
 from guardrail_vl.prompt_format.base import Prompt

@@ -1,8 +1,8 @@
 """One check, written once: a generator that yields what it needs done and never does it.
 
-`check_flow` asks for completions, for remembered verdicts, for pictures to be fetched, for hooks to be called. A driver
-(`_drivers`) does these things by calling, by awaiting, or for many flows in step, and sends the result back in, or throws
-the error in. So there is one place where a verdict, or the lack of one, becomes an action.
+`check_flow` asks for completions, for remembered verdicts, for pictures to be fetched, for hooks to be called. A
+driver (`_drivers`) does these things by calling, by awaiting, or for many flows in step, and sends the result back in,
+or throws the error in. So there is one place where a verdict, or the lack of one, becomes an action.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from guardrail_vl.engines.base import Deadline, Outcome
 from guardrail_vl.errors import ContentError, EngineError, GuardrailError, ParseError
 from guardrail_vl.policy import Policy
 from guardrail_vl.prompt_format.base import Completion, Prompt, PromptFormat, Speed
-from guardrail_vl.turn import Exchange, Message, Turn, is_blank
+from guardrail_vl.turn import Exchange, Turn, is_blank
 from guardrail_vl.verdict import Action, Decision, Judgement, Label, Stage, Verdict
 
 SpeedChoice = Literal["reason", "fast", "auto"]
@@ -312,5 +312,3 @@ def _judgement(task: Task, outcome: Verdict | GuardrailError, remembered: bool, 
 def _failed(error: GuardrailError, stage: Stage, policy: Policy) -> Decision:
     action, reason = policy.decide(stage, error)
     return Decision(action=action, stage=stage, reason=reason, error=error, policy=policy.hash)
-
-

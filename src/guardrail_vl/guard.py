@@ -115,9 +115,7 @@ class Guard:
         self._frozen = True
 
     @classmethod
-    def remote(
-        cls, url: str, *, model: str | None = None, api_key: str | None = None, **settings: Any
-    ) -> Self:
+    def remote(cls, url: str, *, model: str | None = None, api_key: str | None = None, **settings: Any) -> Self:
         """A guard on an OpenAI-compatible chat-completions server.
 
         Args:
@@ -136,7 +134,9 @@ class Guard:
 
     # ---- checks ---------------------------------------------------------------------------------------------------
 
-    def check_prompt(self, prompt: str | None = None, *, images: Images = (), deadline: float | None = None) -> Decision:
+    def check_prompt(
+        self, prompt: str | None = None, *, images: Images = (), deadline: float | None = None
+    ) -> Decision:
         """Judge a prompt before a model sees it.
 
         Args:
@@ -194,12 +194,19 @@ class Guard:
         """
         return self._drivers.run(self._flow(content, stage, deadline))
 
-    async def acheck(self, content: Any, *, stage: Stage | str | None = None, deadline: float | None = None) -> Decision:
+    async def acheck(
+        self, content: Any, *, stage: Stage | str | None = None, deadline: float | None = None
+    ) -> Decision:
         """`check` without blocking the event loop."""
         return await self._drivers.arun(self._flow(content, stage, deadline))
 
     def check_many(
-        self, contents: Iterable[Any], *, stage: Stage | str | None = None, batch: int = 32, deadline: float | None = None
+        self,
+        contents: Iterable[Any],
+        *,
+        stage: Stage | str | None = None,
+        batch: int = 32,
+        deadline: float | None = None,
     ) -> Iterator[Decision]:
         """Judge many turns, `batch` at a time on the engine. Order is kept; input is read as it is needed."""
         if batch < 1:
@@ -207,7 +214,12 @@ class Guard:
         return self._drivers.run_many((self._flow(content, stage, deadline) for content in contents), size=batch)
 
     async def acheck_many(
-        self, contents: Iterable[Any], *, stage: Stage | str | None = None, batch: int = 32, deadline: float | None = None
+        self,
+        contents: Iterable[Any],
+        *,
+        stage: Stage | str | None = None,
+        batch: int = 32,
+        deadline: float | None = None,
     ) -> AsyncIterator[Decision]:
         """`check_many` without blocking the event loop: `batch` checks under way at a time, order kept."""
         import asyncio
@@ -415,7 +427,9 @@ def _pick_speed(speed: SpeedChoice | None, chosen: PromptFormat, engine: Engine)
     wanted = ("fast", "reason") if speed == "auto" else (speed,)
     for one in wanted:
         if one not in chosen.speeds:
-            raise ConfigurationError(f"The format {chosen.id!r} has no speed {one!r}; it has {', '.join(chosen.speeds)}.")
+            raise ConfigurationError(
+                f"The format {chosen.id!r} has no speed {one!r}; it has {', '.join(chosen.speeds)}."
+            )
     if "fast" in wanted and not engine.scores:
         raise ConfigurationError(f"speed={speed!r} needs scores, and this engine gives none.")
     return speed
@@ -434,7 +448,11 @@ def _check_fit(chosen: PromptFormat, policy: Policy, engine: Engine) -> None:
                 f"The policy sets actions or thresholds for categories, and the format {chosen.id!r} names none.",
                 hint="Remove them (definitions and examples may stay), or use a model that names categories.",
             )
-        unknown = [n for n, c in policy.categories.items() if (c.prompt or c.response or c.threshold) and n not in chosen.categories]
+        unknown = [
+            n
+            for n, c in policy.categories.items()
+            if (c.prompt or c.response or c.threshold) and n not in chosen.categories
+        ]
         if unknown:
             raise ConfigurationError(
                 f"The model never names {', '.join(unknown)}; it names {', '.join(chosen.categories)}."

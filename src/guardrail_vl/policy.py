@@ -17,8 +17,15 @@ from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, Protocol, Self, get_args
 
 from pydantic import (
-    AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler, PlainSerializer, ValidationError, model_validator,
-)  # fmt: skip
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -30,9 +37,7 @@ FailMode = Literal["closed", "open"]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", hide_input_in_errors=True, defer_build=True, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, defer_build=True)
     _short_form: ClassVar[dict[str, Any] | None] = None
     """The JSON schema of the shorter way to write it; None: there is none."""
 
@@ -155,7 +160,7 @@ class Policy(_Frozen):
     """Roles whose messages are yours, and are not judged. Empty: everything is judged."""
     fail: Fail = Fail()
     categories: Annotated[
-        Mapping[str, Category], AfterValidator(_freeze), PlainSerializer(lambda value: dict(value))
+        Mapping[str, Category], AfterValidator(_freeze), PlainSerializer(dict)
     ] = Field(default_factory=lambda: MappingProxyType({}))
     harmful: tuple[Example, ...] = ()
     harmless: tuple[Example, ...] = ()

@@ -52,7 +52,9 @@ CASES: dict[str, tuple[Turn, Stage]] = {
     "image": (Turn.from_prompt(None, images=[_png()]), Stage.PROMPT),
     "image_text": (Turn.from_prompt("What is this?", images=[_png()]), Stage.PROMPT),
     "two_images_response": (
-        Turn.from_prompt("Which?", images=[_png(), _png("blue")], response="The red one.", response_images=[_png("green")]),
+        Turn.from_prompt(
+            "Which?", images=[_png(), _png("blue")], response="The red one.", response_images=[_png("green")]
+        ),
         Stage.RESPONSE,
     ),
     "response_only": (Turn.from_prompt(None, response="With its key."), Stage.RESPONSE),
@@ -63,7 +65,9 @@ CASES: dict[str, tuple[Turn, Stage]] = {
                 {
                     "role": "assistant",
                     "content": None,
-                    "tool_calls": [{"id": "1", "type": "function", "function": {"name": "w", "arguments": '{"city":"Bern"}'}}],
+                    "tool_calls": [
+                        {"id": "1", "type": "function", "function": {"name": "w", "arguments": '{"city":"Bern"}'}}
+                    ],
                 },
             ]
         ),
@@ -188,7 +192,9 @@ def test_a_cut_or_altered_target_is_refused_or_says_the_same(noise: str, at: int
     assert at >= len(target) or (result.request or result.response)
 
 
-GOOD = "<think># Task 1\n\n## Reasoning Step 1\nx\n</think>\n\n<result>\nRequest: harmful\nResponse: unharmful\n</result>"
+GOOD = (
+    "<think># Task 1\n\n## Reasoning Step 1\nx\n</think>\n\n<result>\nRequest: harmful\nResponse: unharmful\n</result>"
+)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +275,10 @@ def _tokens(text: str) -> tuple[Token, ...]:
     pieces: list[str] = []
     for word in text.replace(" unharmful", "\0 un\0harmful\0").replace(" harmful", "\0 harmful\0").split("\0"):
         pieces += [word] if word else []
-    alternatives = {" harmful": ((" harmful", math.log(0.7)), (" un", math.log(0.2))), " un": ((" un", math.log(0.9)), (" harmful", math.log(0.1)))}
+    alternatives = {
+        " harmful": ((" harmful", math.log(0.7)), (" un", math.log(0.2))),
+        " un": ((" un", math.log(0.9)), (" harmful", math.log(0.1))),
+    }
     return tuple(Token(p, alternatives.get(p, ((p, 0.0),))[0][1], alternatives.get(p, ((p, 0.0),))) for p in pieces)
 
 
@@ -317,14 +326,17 @@ def _chatml(prompt: Prompt) -> str:
     out = ""
     for message in prompt.messages:
         body = "".join(
-            p.text if isinstance(p, PromptText) else "<|vision_start|><|image_pad|><|vision_end|>" for p in message.content
+            p.text if isinstance(p, PromptText) else "<|vision_start|><|image_pad|><|vision_end|>"
+            for p in message.content
         )
         out += f"<|im_start|>{message.role}\n{body}<|im_end|>\n"
     return out + "<|im_start|>assistant\n"
 
 
 @given(hostile_text(), hostile_text(), hostile_text(), st.booleans())
-def test_content_never_changes_messages_tags_or_special_tokens(asked: str, answered: str, before: str, image: bool) -> None:
+def test_content_never_changes_messages_tags_or_special_tokens(
+    asked: str, answered: str, before: str, image: bool
+) -> None:
     def render(*texts: str) -> Prompt:
         context = (Message("user", Turn.from_prompt(texts[2]).messages[0].content),)
         request = Turn.from_prompt(texts[0], images=[_png()] if image else []).messages

@@ -51,7 +51,9 @@ def test_every_fragment_alone_changes() -> None:
         assert neutralise(fragment) != fragment, fragment
 
 
-@pytest.mark.parametrize("filler", ["<", "<|", "human ", "human user", " ", "\u200b", " \u200b", "h\u200b", "ai assistant "])
+@pytest.mark.parametrize(
+    "filler", ["<", "<|", "human ", "human user", " ", "\u200b", " \u200b", "h\u200b", "ai assistant "]
+)
 def test_hostile_repeats_take_linear_time(filler: str) -> None:
     text = "human user" + filler * (200_000 // len(filler)) + "x:<a>"
     start = time.perf_counter()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from guardrail_vl.engines.base import Completion, Deadline, Engine, Outcome
+from guardrail_vl.engines.base import Deadline, Engine, Outcome
 
 Kind = Literal["embedded", "vllm", "transformers"]
 
@@ -53,4 +53,4 @@ def load(model: str | None, **options: Any) -> Engine:
     return TransformersEngine(model, **options)
 
 
-__all__ = ["Choice", "Completion", "Deadline", "Engine", "Outcome", "choose", "load"]
+__all__ = ["Choice", "Deadline", "Engine", "Outcome", "choose", "load"]

@@ -11,7 +11,9 @@ from guardrail_vl.prompt_format.embedded import EmbeddedFormat
 from guardrail_vl.prompt_format.guardreasoner_vl import GuardReasonerVL
 from guardrail_vl.prompt_format.qwen3guard import Qwen3Guard
 
-FORMATS: dict[str, Callable[[], PromptFormat]] = {kind.id: kind for kind in (GuardReasonerVL, Qwen3Guard, EmbeddedFormat)}
+FORMATS: dict[str, Callable[[], PromptFormat]] = {
+    kind.id: kind for kind in (GuardReasonerVL, Qwen3Guard, EmbeddedFormat)
+}
 
 
 def get_format(format_id: str) -> PromptFormat:

@@ -11,7 +11,14 @@ from guardrail_vl.errors import ContentError
 from guardrail_vl.media import view_count
 from guardrail_vl.prompt_format.base import PromptImage
 from guardrail_vl.turn import (
-    ImagePart, Message, Part, ReasoningPart, RefusalPart, TextPart, ToolCallPart, ToolResultPart,
+    ImagePart,
+    Message,
+    Part,
+    ReasoningPart,
+    RefusalPart,
+    TextPart,
+    ToolCallPart,
+    ToolResultPart,
 )  # fmt: skip
 
 
@@ -22,7 +29,8 @@ def plain_text(messages: Iterable[Message]) -> str:
 
 def _texts(message: Message) -> list[str]:
     texts = [text for part in message.content if (text := part_text(part))]
-    return [f"{message.name}: {texts[0]}", *texts[1:]] if message.name and texts else texts
+    # A name reaches the model too, so it is shown, even where there is no text to put it before.
+    return [f"{message.name}: {texts[0] if texts else ''}", *texts[1:]] if message.name else texts
 
 
 def part_text(part: Part) -> str:

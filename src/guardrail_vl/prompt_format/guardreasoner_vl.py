@@ -12,7 +12,15 @@ from dataclasses import replace
 from typing import ClassVar, Final, NamedTuple
 
 from guardrail_vl.errors import ConfigurationError, ContentError, ParseError
-from guardrail_vl.prompt_format.base import Completion, Prompt, PromptFormat, PromptImage, PromptMessage, PromptText, Speed
+from guardrail_vl.prompt_format.base import (
+    Completion,
+    Prompt,
+    PromptFormat,
+    PromptImage,
+    PromptMessage,
+    PromptText,
+    Speed,
+)
 from guardrail_vl.prompt_format.content import pictures, plain_text, shortened
 from guardrail_vl.prompt_format.neutralise import neutralise
 from guardrail_vl.prompt_format.scoring import share, token_at
@@ -52,7 +60,8 @@ _MIN_MASS: Final = 0.5
 
 _BLOCK: Final = re.compile(r"<result>(.*?)</result>", re.DOTALL)
 _LABELS: Final = re.compile(
-    r"\s*(?:Answers:\s*)?Request:[ \t]*(?P<request>[^\n]*?)\s*\n\s*Response:[ \t]*(?P<response>[^\n]*?)\s*", re.IGNORECASE
+    r"\s*(?:Answers:\s*)?Request:[ \t]*(?P<request>[^\n]*?)\s*\n\s*Response:[ \t]*(?P<response>[^\n]*?)\s*",
+    re.IGNORECASE,
 )
 _OUR_TAG: Final = re.compile(r"</?(?:think|result)>", re.IGNORECASE)
 
@@ -238,7 +247,9 @@ class GuardReasonerVL(PromptFormat):
     @property
     def words(self) -> str:
         """Instruction and templates."""
-        return "\x1e".join((self.id, INSTRUCTION, "Human user:\n{images}{prompt}\n\nAI assistant:\n{response}\n", _NO_THOUGHT))
+        return "\x1e".join(
+            (self.id, INSTRUCTION, "Human user:\n{images}{prompt}\n\nAI assistant:\n{response}\n", _NO_THOUGHT)
+        )
 
 
 def _lines(shown: Sequence[PromptImage], text: str) -> tuple[PromptText | PromptImage, ...]:
@@ -274,7 +285,9 @@ def _score_at(completion: Completion, position: int) -> float | None:
 def _first_share(completion: Completion) -> float:
     if not completion.tokens:
         raise ParseError(
-            "The engine gave no log-probabilities, so there is no score.", hint="Use speed='reason'.", text=completion.text
+            "The engine gave no log-probabilities, so there is no score.",
+            hint="Use speed='reason'.",
+            text=completion.text,
         )
     value, mass = share(completion.tokens[0], Label.HARMFUL, (Label.UNHARMFUL,))
     if mass < _MIN_MASS:
@@ -288,5 +301,3 @@ def _first_share(completion: Completion) -> float:
 
 def _by_score(score: float) -> Label:
     return Label.HARMFUL if score >= 0.5 else Label.UNHARMFUL
-
-

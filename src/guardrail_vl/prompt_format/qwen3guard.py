@@ -1,6 +1,6 @@
 """The Qwen3Guard-Gen contract (its public model card): the conversation goes in as it is, a severity comes out.
 
-The model's own chat template holds the instruction, so `render` gives plain chat messages. Text only; it does not reason.
+The model's own chat template holds the instruction, so `render` gives plain chat messages. Text only; no reasoning.
 """
 
 from __future__ import annotations
