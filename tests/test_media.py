@@ -292,6 +292,40 @@ def test_gif_disposal(after: int, rows: set[tuple[int, int]]) -> None:
     assert seen == {(0, 255), (0, 0)} | rows
 
 
+def frame_control(number: int, width: int = 1, height: int = 1) -> bytes:
+    return chunk(b"fcTL", struct.pack(">IIIIIHHBB", number, width, height, 0, 0, 1, 1, 0, 0))
+
+
+def chunk_of(kind: bytes, payload: bytes) -> bytes:
+    return kind + struct.pack("<I", len(payload)) + payload + b"\0" * (len(payload) & 1)
+
+
+def webp(*chunks: bytes) -> bytes:
+    body = b"WEBP" + b"".join(chunks)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def bmp(width: int, height: int, bits: int, compression: int, body: bytes, offset: int = 54) -> bytes:
+    head = b"BM" + struct.pack("<IHHI", 54 + len(body), 0, 0, offset)
+    return head + struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, compression, 0, 0, 0, 0, 0) + body
+
+
+ANIMATED = chunk(b"acTL", struct.pack(">II", 1, 0))
+LOSSY = VALID["webp"][12:]
+SECOND_SIZE = b"\xff\xc0\x00\x11\x08\x00\x01\x00\x01" + bytes(10)
+
+
+def test_the_builders_of_damaged_files_can_build_whole_ones() -> None:
+    assert load_image(webp(LOSSY)).width == 24
+    assert load_image(png(1, 1, 8, 0, b"\0\0", ANIMATED, frame_control(0))).frames == 1
+    assert pixel(only(bmp(2, -1, 24, 0, b"\1\2\3\4\5\6\0\0")), 1) == (6, 5, 4)
+
+
+def test_an_os2_bmp() -> None:
+    data = b"BM" + struct.pack("<IHHIIHHHH", 34, 0, 0, 26, 12, 2, 1, 1, 24) + b"\1\2\3\4\5\6\0\0"
+    assert [pixel(only(data), x) for x in (0, 1)] == [(3, 2, 1), (6, 5, 4)]
+
+
 def test_pictures_appended_to_a_jpeg_are_seen() -> None:
     hidden = Image.new("RGB", (30, 30), (1, 2, 250))
     for data in (
@@ -432,6 +466,26 @@ def test_empty_pictures_are_refused() -> None:
         png(1, 1, 8, 0, b"\0\0", chunk(b"acTL", struct.pack(">II", 1, 0))),  # declares a frame it lacks
         png(1, 1, 8, 0, b"\0\0", chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, 1, 1, 0, 0, 1, 1, 0, 0))),
         png(1, 1, 8, 0, b"\0\0", chunk(b"acTL", struct.pack(">II", 1, 0)), chunk(b"acTL", struct.pack(">II", 1, 0))),
+        png(1, 1, 8, 3, b"\0\0", chunk(b"PLTE", bytes(3)), chunk(b"PLTE", bytes(3))),
+        png(1, 1, 8, 0, b"\0\0", ANIMATED, frame_control(0, 2, 1)),  # outside the canvas
+        png(2, 1, 8, 0, b"\0\0\0", ANIMATED, frame_control(0)),  # the first frame does not fill it
+        png(1, 1, 8, 0, b"\0\0", ANIMATED, frame_control(1)),  # out of order
+        png(1, 1, 8, 0, b"\0\0", ANIMATED, frame_control(0), frame_control(1)),
+        png(1, 1, 8, 0, b"\0\0", ANIMATED, after=(frame_control(0),)),  # a frame without pixels
+        png(1, 1, 8, 0, b"\0\0", ANIMATED, after=(chunk(b"fdAT", bytes(9)),)),
+        png(1, 1, 8, 0, b"\0\0", after=(ANIMATED,)),
+        webp(LOSSY, LOSSY),
+        webp(LOSSY, chunk_of(b"ANMF", bytes(16))),
+        webp(chunk_of(b"VP8X", bytes(10)), LOSSY),  # two sizes
+        webp(chunk_of(b"VP8X", bytes([2, *bytes(9)]))),  # an animation without frames
+        webp(chunk_of(b"VP8 ", bytes(20))),
+        webp(chunk_of(b"VP8L", bytes(20))),
+        webp(chunk_of(b"XXXX", b"")),
+        b"\xff\xd8\xff\xd9",
+        VALID["jpeg"].replace(b"\xff\xc0", SECOND_SIZE + b"\xff\xc0", 1),
+        VALID["jpeg"][:-2] + b"\xff\xdc\x00\x04\x00\x10\xff\xd9",
+        bmp(2, 1, 8, 1, b"\x02\x00\x00\x01"),  # run lengths
+        bmp(2, 1, 24, 0, bytes(8), offset=20),
         gif(gif_frame(1, 0, 2, 1, BLACK)),  # outside the screen
         gif(gif_frame(0, 0, 1, 1, BLACK), palette=b""),
         gif(b"!\x01\x0c" + bytes(12) + b"\x02hi\0", gif_frame(0, 0, 1, 1, BLACK)),
@@ -545,7 +599,7 @@ def test_hostile_files_are_refused_fast(name: str) -> None:
     data = hostile()[name]()
     started = time.perf_counter()
     refused(data)
-    assert time.perf_counter() - started < 2
+    assert time.perf_counter() - started < 5
 
 
 def test_many_threads_at_once() -> None:
@@ -704,10 +758,8 @@ def test_fit_averages_rather_than_picks() -> None:
     for x in range(0, 400, 4):
         for y in range(0, 400, 4):
             image.putpixel((x, y), 0)
-    low, high = fit(image, 100 * 100).getextrema()
-    assert isinstance(low, int)
-    assert isinstance(high, int)
-    assert 150 < low <= high < 250
+    values = fit(image, 100 * 100).tobytes()
+    assert 150 < min(values) <= max(values) < 250
 
 
 def test_encode_is_lossless() -> None:

@@ -50,6 +50,16 @@ def resolve(host: str, port: int) -> Sequence[str]:
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
+def is_host(host: str) -> bool:
+    """Whether text is a host name in ASCII or an IP address, and nothing that a resolver could read as more."""
+    if ":" not in host:
+        return re.fullmatch(r"[a-z0-9_.-]{1,254}", host, re.I) is not None
+    try:
+        return ipaddress.IPv6Address(host).scope_id is None
+    except ValueError:
+        return False
+
+
 def is_disguised(host: str) -> bool:
     """Whether a host is an IP address in a form that resolvers accept and people don't: 2130706433, 0x7f.1, 127.1."""
     last = host.removesuffix(".").rpartition(".")[2]

@@ -12,9 +12,7 @@ is `media` that finds out what the bytes are.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import queue
-import re
 import socket
 import ssl
 import threading
@@ -27,6 +25,7 @@ from typing import Any, Final
 
 import httpx
 
+from guardrail_vl._address import is_disguised, is_host, is_public, resolve
 from guardrail_vl.errors import ContentError
 from guardrail_vl.media import DEFAULT_LIMITS, ImageLimits
 
@@ -40,6 +39,7 @@ MAX_REDIRECTS: Final = 3
 _MAX_URL: Final = 8192
 _MAX_ADDRESSES: Final = 3
 """How many of a host's addresses are tried when the first can't be reached."""
+_CONNECT_TIMEOUT: Final = 3.0
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _HEADERS: Final = {
     "Accept": "image/png,image/jpeg,image/webp,image/gif,image/bmp",
@@ -47,50 +47,6 @@ _HEADERS: Final = {
     "Connection": "close",
     "User-Agent": "guardrail-vl",
 }
-
-
-# ---- which addresses -------------------------------------------------------------------------------------------
-
-# Beside what `ipaddress` calls global, whose opinion differs between Python versions.
-_NOT_PUBLIC: Final = tuple(
-    ipaddress.ip_network(net)
-    for net in (
-        "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
-        "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24",
-        "224.0.0.0/3",
-        "168.63.129.16/32",  # Azure's host and metadata service, under a public address
-        "2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20",
-    )
-)  # fmt: skip
-_PUBLIC_V6: Final = ipaddress.ip_network("2000::/3")
-# All else of IPv6, and with it every form that wraps an IPv4 address (mapped, NAT64, compatible), lies outside of this.
-
-
-def is_public(address: str) -> bool:
-    """Whether an IP address belongs to the public internet: one host, reachable by anyone, wrapping no other address.
-
-    Private, loopback, link-local, metadata, shared (CGNAT), multicast, reserved and documentation addresses are not,
-    nor are IPv6 forms that wrap an IPv4 address: mapped, compatible, 6to4, Teredo, NAT64, ISATAP.
-    """
-    try:
-        ip = ipaddress.ip_address(address)
-    except ValueError:
-        return False
-    if isinstance(ip, ipaddress.IPv6Address):
-        isatap = int(ip) >> 32 & 0xFDFFFFFF == 0x5EFE
-        if ip not in _PUBLIC_V6 or ip.scope_id is not None or isatap:
-            return False
-    return ip.is_global and not ip.is_multicast and not any(ip in net for net in _NOT_PUBLIC)
-
-
-def resolve(host: str, port: int) -> Sequence[str]:
-    """The system's addresses for a host, in its order.
-
-    Raises:
-        OSError: There are none.
-    """
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 # ---- the plan --------------------------------------------------------------------------------------------------
@@ -131,7 +87,7 @@ def _plan(text: str, ports: Collection[int], allow_address: Callable[[str], bool
     """
     url, port = _checked_url(text, ports)
     for _ in range(MAX_REDIRECTS + 1):
-        host = url.host.removesuffix(".")
+        host = url.raw_host.decode("ascii").removesuffix(".")
         addresses: Sequence[str] | None = yield _Resolve(host, port)
         if not addresses:
             raise ContentError("The picture's host is not known.")
@@ -164,18 +120,20 @@ def _checked_url(text: str, ports: Collection[int]) -> tuple[httpx.URL, int]:
         raise ContentError(f"The picture's URL has more than {_MAX_URL} characters.")
     try:
         url = httpx.URL(text)
-        host = url.host
+        host = url.raw_host.decode("ascii")
     except (httpx.InvalidURL, ValueError):
         raise ContentError("The picture's URL is malformed.") from None
     if url.scheme not in ("http", "https"):
         raise ContentError("Pictures are fetched over http and https only.")
     if not host:
         raise ContentError("The picture's URL names no host.")
+    if not is_host(host):
+        raise ContentError("The picture's URL names a host that can't exist.")
     if url.userinfo:
         raise ContentError("A picture's URL may hold no user name or password.")
-    if _is_disguised(host):
+    if is_disguised(host):
         raise ContentError("The picture's host is a number in disguise.", hint="Pass the picture's bytes.")
-    port = url.port or (443 if url.scheme == "https" else 80)
+    port = url.port if url.port is not None else 443 if url.scheme == "https" else 80
     if port not in ports:
         raise ContentError(f"Pictures are not fetched from port {port}.")
     return url, port
@@ -191,18 +149,6 @@ def _next_url(url: httpx.URL, location: str, ports: Collection[int]) -> tuple[ht
     if url.scheme == "https" and joined.scheme == "http":
         raise ContentError("The picture's URL redirects from https to http.")
     return _checked_url(str(joined), ports)
-
-
-def _is_disguised(host: str) -> bool:
-    """Whether a host is an IP address in a form that resolvers accept and people don't: 2130706433, 0x7f.1, 127.1."""
-    last = host.removesuffix(".").rpartition(".")[2]
-    if ":" in host or not re.fullmatch(r"[0-9]+|0x[0-9a-f]*", last, re.I):
-        return False
-    try:
-        ipaddress.IPv4Address(host)
-    except ValueError:
-        return True
-    return False
 
 
 class _Body:
@@ -258,10 +204,24 @@ def _client_options(tls: ssl.SSLContext | None) -> dict[str, Any]:
 
 
 def _request(client: httpx.Client | httpx.AsyncClient, step: _Get, left: float, **extensions: Any) -> httpx.Request:
+    left = max(left, 0.001)
+    timeout = httpx.Timeout(left, connect=min(left, _CONNECT_TIMEOUT))
     extensions["sni_hostname"] = step.sni
-    request = client.build_request("GET", step.url, headers=step.headers, timeout=max(left, 0.001))
-    request.extensions = {**request.extensions, **extensions}
-    return request
+    return client.build_request("GET", step.url, headers=step.headers, timeout=timeout, extensions=extensions)
+
+
+def _look_up(step: _Resolve, resolver: Resolver, deliver: Callable[[Sequence[str] | None], object]) -> None:
+    """Look a host up in a thread of its own: the system's look-up knows no timeout, and may outlive the fetch."""
+
+    def work() -> None:
+        try:
+            found = resolver(step.host, step.port)
+        except Exception:  # no such name, a name that can't be encoded, a resolver of the caller's that fails
+            found = None
+        with suppress(RuntimeError):  # the event loop is gone
+            deliver(found)
+
+    threading.Thread(target=work, daemon=True, name="guardrail-vl-resolve").start()
 
 
 # ---- two drivers -----------------------------------------------------------------------------------------------
@@ -306,32 +266,24 @@ def fetch(
         with _Watch(left) as watch:
             try:
                 with _door():
-                    answer = _resolve_within(step, resolver, left) if isinstance(step, _Resolve) else None
-                    if isinstance(step, _Get):
+                    if isinstance(step, _Resolve):
+                        answer = _resolve(step, resolver, left)
+                    else:
                         answer = _get(step, limits, left, tls, watch)
-            except (ContentError, TimeoutError):
-                if watch.late:
+            except ContentError:
+                if time.monotonic() >= deadline:
                     raise _late(timeout) from None
                 raise
         # A body without a declared length ends where the connection does: also where the watch cut it.
-        if watch.late:
+        if time.monotonic() >= deadline:
             raise _late(timeout)
 
 
-def _resolve_within(step: _Resolve, resolver: Resolver, left: float) -> Sequence[str] | None:
-    """Look a host up, in a thread of its own: the system's look-up knows no timeout."""
+def _resolve(step: _Resolve, resolver: Resolver, left: float) -> Sequence[str] | None:
     found: queue.SimpleQueue[Sequence[str] | None] = queue.SimpleQueue()
-
-    def work() -> None:
-        try:
-            found.put(resolver(step.host, step.port))
-        except (OSError, ValueError):  # ValueError: a name that can't be encoded
-            found.put(None)
-
-    threading.Thread(target=work, daemon=True, name="guardrail-vl-resolve").start()
+    _look_up(step, resolver, found.put)
     try:
-        # Past the deadline, so that the watch is the one that says so.
-        return found.get(timeout=left + 0.05)
+        return found.get(timeout=left)
     except queue.Empty:
         return None
 
@@ -342,19 +294,21 @@ def _get(step: _Get, limits: ImageLimits, left: float, tls: ssl.SSLContext | Non
             response = client.send(_request(client, step, left, trace=watch.trace), stream=True)
         except (httpx.ConnectError, httpx.ConnectTimeout):
             return None
-        with response:
+        try:
             body = _Body(response, limits)
             if body.wanted:
                 for chunk in response.iter_raw():
                     body.add(chunk)
             return body.reply()
+        finally:
+            response.close()
 
 
 class _Watch:
     """Cuts the connection at the deadline: timeouts of the client start anew at every byte that trickles in."""
 
     def __init__(self, seconds: float) -> None:
-        self.late = False
+        self._late = False
         self._stream: Any = None
         self._timer = threading.Timer(seconds, self._cut)
         self._timer.daemon = True
@@ -371,11 +325,11 @@ class _Watch:
         """Called by the client at each of its stages; remembers the newest connection."""
         if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
             self._stream = info["return_value"]
-            if self.late:
+            if self._late:
                 self._cut()
 
     def _cut(self) -> None:
-        self.late = True
+        self._late = True
         stream = self._stream
         if stream is not None:
             with suppress(OSError, ValueError):
@@ -414,18 +368,34 @@ async def afetch(
 
 
 async def _aresolve(step: _Resolve, resolver: Resolver) -> Sequence[str] | None:
-    try:
-        return await asyncio.to_thread(resolver, step.host, step.port)
-    except (OSError, ValueError):
-        return None
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[Sequence[str] | None] = loop.create_future()
+
+    def settle(addresses: Sequence[str] | None) -> None:
+        if not found.done():
+            found.set_result(addresses)
+
+    _look_up(step, resolver, lambda addresses: loop.call_soon_threadsafe(settle, addresses))
+    return await found
 
 
 async def _aget(step: _Get, limits: ImageLimits, left: float, tls: ssl.SSLContext | None) -> _Reply | None:
+    connections: list[Any] = []
+
+    async def trace(event: str, info: dict[str, Any]) -> None:
+        if event == "connection.connect_tcp.complete":
+            connections.append(info["return_value"])
+
     async with httpx.AsyncClient(**_client_options(tls)) as client:
         try:
-            response = await client.send(_request(client, step, left), stream=True)
+            response = await client.send(_request(client, step, left, trace=trace), stream=True)
         except (httpx.ConnectError, httpx.ConnectTimeout):
             return None
+        except BaseException:
+            # The client forgets the connection when it is cancelled amid a TLS handshake.
+            for connection in connections:
+                await connection.aclose()
+            raise
         try:
             body = _Body(response, limits)
             if body.wanted:
