@@ -18,6 +18,7 @@ import pytest
 import guardrail_vl
 from guardrail_vl import Guard, Policy, Turn
 from guardrail_vl.cache import MemoryCache
+from guardrail_vl.engines.base import TrainedFormat
 from guardrail_vl.errors import ConfigurationError, FormatMismatchError
 from guardrail_vl.prompt_format import GuardReasonerVL
 from guardrail_vl.testing import ScriptedEngine, by_keyword
@@ -79,9 +80,14 @@ def test_speed_and_threshold_need_scores() -> None:
 
 def test_weights_of_another_format_are_refused() -> None:
     engine = ScriptedEngine(bomb)
-    engine.trained_format = "llama/9"  # type: ignore[attr-defined]
+    engine.trained_format = TrainedFormat("llama/9", "x")
     with pytest.raises(FormatMismatchError, match="llama/9"):
         Guard(engine=engine)
+    engine.trained_format = TrainedFormat("guardreasoner-vl/1", "of older words")
+    with pytest.raises(FormatMismatchError, match="other words"):
+        Guard(engine=engine)
+    engine.trained_format = TrainedFormat("guardreasoner-vl/1", GuardReasonerVL().golden)
+    assert Guard(engine=engine).check_prompt("bomb").blocked
 
 
 def test_it_does_not_change() -> None:

@@ -194,6 +194,14 @@ def test_examples_that_could_not_be_judged_fail() -> None:
     assert not policy.test(down).passed
 
 
+def test_an_example_that_nobody_could_judge_is_named() -> None:
+    policy = Policy.of(
+        {"categories": {"fakes": {"definition": "x", "harmful": [{"prompt": "a", "images": ["none.png"]}]}}}
+    )
+    with pytest.raises(ConfigurationError, match="category 'fakes'"):
+        policy.test(Guard(engine=ScriptedEngine(by_keyword())))
+
+
 def test_no_examples_do_not_pass() -> None:
     assert not Policy().test(Guard(engine=ScriptedEngine(by_keyword()))).passed
 

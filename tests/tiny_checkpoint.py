@@ -26,13 +26,15 @@ BAD_WORDS: Final = ("bomb", "poison", "steal", "kill")
 COMPLIANCE: Final = "Sure"
 
 # The added tokens of Qwen2.5, in their order. Those of the second group are not `special` there either.
-SPECIAL: Final = (
-    "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> "
-    "<|quad_start|> <|quad_end|> <|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|>"
-).split()
-NOT_SPECIAL: Final = (
-    "<tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|> <|file_sep|>"
-).split()
+SPECIAL: Final = [
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
+    "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
+    "<|image_pad|>", "<|video_pad|>",
+]  # fmt: skip
+NOT_SPECIAL: Final = [
+    "<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|fim_pad|>",
+    "<|repo_name|>", "<|file_sep|>",
+]  # fmt: skip
 
 THOUGHT: Final = "The words were read one by one."
 # Pieces of the judge's answer; each is one token, which no text is ever encoded to.
@@ -117,9 +119,10 @@ def build_tokenizer() -> Any:
     vocab = trained["vocab"]
     for piece in (_OPENING, _MIDDLE, _CLOSING):
         vocab[piece.replace(" ", "Ġ").replace("\n", "Ċ")] = len(vocab)
+    merges: Any = [tuple(merge) for merge in trained["merges"]]
     tokenizer = Qwen2Tokenizer(
         vocab=vocab,
-        merges=[tuple(merge) for merge in trained["merges"]],
+        merges=merges,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         additional_special_tokens=SPECIAL,
@@ -162,9 +165,11 @@ def _build_model(tokenizer: Any, max_positions: int, seed: int) -> Any:
         tie_word_embeddings=False,
     )
     torch.manual_seed(seed)
-    model = Qwen2_5_VLForConditionalGeneration(config).float()
+    model: Any = Qwen2_5_VLForConditionalGeneration(config)
+    model.float()
     # As the real checkpoints have them: an engine must not let them change what is decoded.
-    model.generation_config = GenerationConfig(
+    settings: Any = GenerationConfig
+    model.generation_config = settings(
         do_sample=True,
         repetition_penalty=1.05,
         temperature=1e-06,

@@ -203,6 +203,9 @@ class _Steps:
 def _complete(prompts: Sequence[Prompt], outcomes: list[Outcome]) -> list[Outcome]:
     if len(outcomes) != len(prompts):
         raise EngineResponseError("The engine did not give one outcome for each prompt.")
+    for outcome in outcomes:
+        if isinstance(outcome, ConfigurationError):  # the caller's mistake, found late: never a decision
+            raise outcome
     return outcomes
 
 

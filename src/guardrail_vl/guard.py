@@ -436,11 +436,17 @@ def _pick_speed(speed: SpeedChoice | None, chosen: PromptFormat, engine: Engine)
 
 
 def _check_fit(chosen: PromptFormat, policy: Policy, engine: Engine) -> None:
-    trained = getattr(engine, "trained_format", None)
-    if trained is not None and trained != chosen.id:
+    trained = engine.trained_format
+    if trained is not None and trained.format != chosen.id:
         raise FormatMismatchError(
-            f"These weights were trained with the prompt format {trained!r}, not {chosen.id!r}.",
-            hint=f"Use Guard(…, format={trained!r}).",
+            f"These weights were trained with the prompt format {trained.format!r}, not {chosen.id!r}.",
+            hint=f"Use Guard(…, format={trained.format!r}).",
+        )
+    if trained is not None and trained.golden != chosen.golden:
+        raise FormatMismatchError(
+            f"These weights were trained with other words than {chosen.id!r} has here: "
+            f"golden hash {trained.golden}, not {chosen.golden}.",
+            hint="Use the version of guardrail-vl that trained them.",
         )
     if policy.has_category_rules():
         if not chosen.categories:

@@ -159,9 +159,9 @@ class Policy(_Frozen):
     trusted_roles: tuple[Literal["system", "developer"], ...] = ()
     """Roles whose messages are yours, and are not judged. Empty: everything is judged."""
     fail: Fail = Fail()
-    categories: Annotated[
-        Mapping[str, Category], AfterValidator(_freeze), PlainSerializer(dict)
-    ] = Field(default_factory=lambda: MappingProxyType({}))
+    categories: Annotated[Mapping[str, Category], AfterValidator(_freeze), PlainSerializer(dict)] = Field(
+        default_factory=lambda: MappingProxyType({})
+    )
     harmful: tuple[Example, ...] = ()
     harmless: tuple[Example, ...] = ()
 
@@ -265,14 +265,22 @@ class Policy(_Frozen):
         return any(c.prompt or c.response or c.threshold for c in self.categories.values())
 
     def test(self, guard: Checker) -> PolicyReport:
-        """Run the policy's examples through a guard, like unit tests."""
+        """Run the policy's examples through a guard, like unit tests.
+
+        Raises:
+            ConfigurationError: An example can't be judged by any guard: a picture is missing, say.
+        """
         rows = [("", e, want) for want, es in ((True, self.harmful), (False, self.harmless)) for e in es]
         for name, category in self.categories.items():
             rows += [(name, e, True) for e in category.harmful] + [(name, e, False) for e in category.harmless]
         return PolicyReport(tuple(self._run(guard, *row) for row in rows))
 
     def _run(self, guard: Checker, category: str, example: Example, want: bool) -> ExampleResult:
-        turn = Turn.from_prompt(example.prompt, images=example.images, response=example.response)
+        try:
+            turn = Turn.from_prompt(example.prompt, images=example.images, response=example.response)
+        except ContentError as error:
+            where = f"category {category!r}" if category else "the policy"
+            raise ConfigurationError(f"An example of {where} can't be judged: {error}") from None
         stage = Stage.RESPONSE if example.response is not None else Stage.PROMPT
         decision = guard.check(turn)
         got = decision.verdict is not None and self.is_harmful(stage, decision.verdict)

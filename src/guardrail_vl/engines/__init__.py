@@ -25,10 +25,12 @@ def choose(model: str | None) -> Choice:
         return Choice("embedded", "no model was named, so the guard that ships inside the package judges")
     if find_spec("vllm") is None:
         return Choice("transformers", "vLLM is not installed")
-    from guardrail_vl.engines.vllm import vllm_available
+    from guardrail_vl.engines.vllm import vllm_device
 
-    usable, why = vllm_available()
-    return Choice("vllm" if usable else "transformers", why)
+    device, why = vllm_device()
+    if device == "cpu":  # slower there than transformers for one prompt, and half a minute to start
+        return Choice("transformers", "vLLM is installed, but there is no GPU for it")
+    return Choice("vllm" if device else "transformers", why)
 
 
 def load(model: str | None, **options: Any) -> Engine:

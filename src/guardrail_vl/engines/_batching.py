@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import os
 import threading
 import time
@@ -44,10 +45,8 @@ class Job:
 
     def settle(self, outcome: Outcome) -> None:
         """Give the outcome. Of several, the first counts; after the caller has left, none does."""
-        try:
+        with contextlib.suppress(InvalidStateError):
             self.future.set_result(outcome)
-        except InvalidStateError:
-            pass
 
     def outcome(self) -> Outcome:
         """What the caller takes home now: the outcome, or the error for a deadline that has passed."""
@@ -91,11 +90,12 @@ class Worker:
     A fork leaves the child with an empty queue and no thread; its first job starts its own.
 
     Args:
-        work: Called in the thread as long as there are jobs; takes some of them by `take`. Returns when there are none.
+        work: Called in the thread while there are jobs; takes some from `queue`, under `changed`, and settles them.
+            Is given the event that says that the thread must end.
         name: The thread's name.
     """
 
-    def __init__(self, work: Callable[[Worker], None], *, name: str) -> None:
+    def __init__(self, work: Callable[[threading.Event], None], *, name: str) -> None:
         self._work = work
         self._name = name
         self.reset()
@@ -140,7 +140,7 @@ class Worker:
                         self._thread = None
                     return
             if not stopping.is_set():
-                self._work(self)
+                self._work(stopping)
 
 
 _workers: weakref.WeakSet[Worker] = weakref.WeakSet()
@@ -182,14 +182,13 @@ class MicroBatcher(Worker):
         max_wait: float,
         name: str,
     ) -> None:
-        super().__init__(lambda _: self._one_batch(), name=name)
+        super().__init__(self._one_batch, name=name)
         self._batch = run
         self._group = group
         self._max_batch = max_batch
         self._max_wait = max_wait
 
-    def _one_batch(self) -> None:
-        stopping = self.stopping
+    def _one_batch(self, stopping: threading.Event) -> None:
         jobs = self._take(stopping)
         failure: EngineError = closed()
         try:

@@ -1,8 +1,8 @@
-"""From a prompt to token ids, through the checkpoint's own chat template: the same for every engine that has a tokenizer.
+"""From a prompt to token ids through the checkpoint's own chat template: for every engine that has a tokenizer.
 
-Second lock on the content: after tokenising, nothing but the template, the system message and the prefix may have become
-a special token. (The first is the prompt format, which neutralises content.) Knows no model and no images: a picture is
-one placeholder token here.
+Second lock on the content: after tokenising, nothing but the template, the system message and the prefix may have
+become a special token. (The first is the prompt format, which neutralises content.) Knows no model and no pixels: a
+picture is one placeholder token here.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
+from guardrail_vl.engines._checkpoint import TrainedFormat as TrainedFormat
 from guardrail_vl.errors import EngineUnavailableError, GuardrailError
 from guardrail_vl.prompt_format.base import Completion, Prompt
 
@@ -60,6 +61,9 @@ class Engine(ABC):
     """Seconds for one check unless the caller says otherwise."""
     scores: ClassVar[bool] = True
     """Whether it can give log-probabilities, or scores of its own. None of it is asked of an engine that can't."""
+
+    trained_format: TrainedFormat | None = None
+    """What the checkpoint says of the format it was trained in. None: it says nothing."""
 
     @abstractmethod
     def generate(self, prompts: Sequence[Prompt], *, deadline: Deadline) -> list[Outcome]:

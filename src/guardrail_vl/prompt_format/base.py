@@ -6,13 +6,14 @@ home of the model's words. It knows no engine; an engine knows no format.
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from guardrail_vl.media import PILImage
-from guardrail_vl.turn import Exchange, ImagePart
+from guardrail_vl.turn import Exchange, ImagePart, Turn
 from guardrail_vl.verdict import Stage, Usage, Verdict
 
 Speed = Literal["reason", "fast"]
@@ -138,6 +139,14 @@ class PromptFormat(ABC):
         """The text a model is trained to write for this verdict: `parse` gives the same labels and reasoning back."""
 
     @property
-    def words(self) -> str:
-        """Every fixed word of this format, as one text: the golden files and `guard.json` hash it."""
-        return self.id
+    def golden(self) -> str:
+        """Hash of a fixed exchange as this format renders it: equal exactly when its words are. See `guard.json`."""
+        turn = Turn.from_prompt("How do I open this door?", response="With its key.")
+        state = hashlib.sha256(self.id.encode())
+        for speed in self.speeds:
+            for stage in Stage:
+                for prompt in self.render(turn.exchanges()[-1], stage, speed=speed):
+                    for message in prompt.messages:
+                        state.update(f"\x1e{message.role}\x1f{message.text}".encode())
+                    state.update(f"\x1e{prompt.prefix}".encode())
+        return state.hexdigest()[:16]

@@ -244,13 +244,6 @@ class GuardReasonerVL(PromptFormat):
             f"Request: {verdict.prompt or 'None'}\nResponse: {verdict.response or 'None'}\n</result>"
         )
 
-    @property
-    def words(self) -> str:
-        """Instruction and templates."""
-        return "\x1e".join(
-            (self.id, INSTRUCTION, "Human user:\n{images}{prompt}\n\nAI assistant:\n{response}\n", _NO_THOUGHT)
-        )
-
 
 def _lines(shown: Sequence[PromptImage], text: str) -> tuple[PromptText | PromptImage, ...]:
     """Pictures first, a line each, then the text and the line's end."""

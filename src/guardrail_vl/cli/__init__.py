@@ -1,0 +1,60 @@
+"""The command line: `guardrail-vl check`, `doctor`, `policy test`, `policy schema`. Decides nothing by itself.
+
+Exit status of every command: 0 passed (allow, and annotate with a visible mark), 1 blocked or a failed example, 2 an
+error: no verdict, a wrong setting, wrong usage. 130 after Ctrl-C, 141 when the reader of our output went away.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from guardrail_vl import __version__
+from guardrail_vl.cli.check import check
+from guardrail_vl.cli.doctor import doctor
+from guardrail_vl.cli.door import QuietCommand, QuietGroup
+from guardrail_vl.cli.policy import policy_schema, policy_test
+
+PROGRAM = "guardrail-vl"
+
+# No pretty tracebacks: they print local variables, which hold the content.
+app = typer.Typer(cls=QuietGroup, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+policy = typer.Typer(no_args_is_help=True, help="Try a policy file, and describe what one may hold.")
+
+# Extra arguments are let in so that our own message names them without repeating them: they may be the text to judge.
+app.command("check", cls=QuietCommand, context_settings={"allow_extra_args": True})(check)
+app.command("doctor")(doctor)
+app.add_typer(policy, name="policy")
+policy.command("test")(policy_test)
+policy.command("schema")(policy_schema)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"{PROGRAM} {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """A guard model judges what goes into an LLM app and what comes out."""
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started us; the exit status still speaks
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - open until the end
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that can't show a character gets its escape, not a traceback.
+            stream.reconfigure(errors="backslashreplace")
+    app(prog_name=PROGRAM)
