@@ -206,9 +206,9 @@ def test_fast_asks_for_one_token_and_reads_its_probability() -> None:
 
 
 def test_hooks_see_and_may_replace_the_decision() -> None:
-    seen: list[tuple[Turn, Decision]] = []
+    seen: list[tuple[Turn | None, Decision]] = []
 
-    def soften(turn: Turn, decision: Decision) -> Decision | None:
+    def soften(turn: Turn | None, decision: Decision) -> Decision | None:
         seen.append((turn, decision))
         return replace(decision, action=Action.ANNOTATE) if decision.blocked else None
 
@@ -216,11 +216,15 @@ def test_hooks_see_and_may_replace_the_decision() -> None:
     assert checker.check_prompt("bomb").action is Action.ANNOTATE
     assert checker.check_prompt("cake").action is Action.ALLOW
     assert checker.check_response("bomb", prompt="x").blocked
-    assert [t.messages[0].text for t, _ in seen] == ["bomb", "cake"]
+    assert [t and t.messages[0].text for t, _ in seen] == ["bomb", "cake"]
+    # A hook that keeps an audit must see what was refused too.
+    assert checker.check_prompt("\ud800").failed
+    assert seen[-1][0] is None
+    assert seen[-1][1].failed
 
 
 def test_async_hooks_need_an_async_check() -> None:
-    async def harden(turn: Turn, decision: Decision) -> Decision:
+    async def harden(turn: Turn | None, decision: Decision) -> Decision:
         return replace(decision, action=Action.BLOCK)
 
     checker, _ = guard(pre_prompt=[harden])

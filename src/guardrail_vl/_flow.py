@@ -66,12 +66,13 @@ class CallHook:
     """Call a hook. Result: the decision it wants instead, or None."""
 
     hook: Hook
-    turn: Turn
+    turn: Turn | None
+    """None: the content was refused before it became a turn."""
     decision: Decision
 
 
 Effect = Generate | Recall | Remember | Fetch | CallHook
-Hook = Callable[[Turn, Decision], Any]
+Hook = Callable[[Turn | None, Decision], Any]
 Flow = Generator[Effect, Any, Decision]
 
 
@@ -151,16 +152,17 @@ def check_flow(source: Callable[[], Turn | FetchPlan], stage: Stage | None, rule
     Raises:
         ConfigurationError: The caller's mistake; never turned into a decision.
     """
+    turn = None
     try:
-        turn = source()
-        if isinstance(turn, FetchPlan):
-            turn = turn.finish((yield Fetch(turn.urls, deadline)))
+        made = source()
+        turn = made.finish((yield Fetch(made.urls, deadline))) if isinstance(made, FetchPlan) else made
         stage = _stage(turn, stage)
         tasks = plan(turn, stage, rules.policy)
     except ContentError as error:
-        return _failed(error, stage or Stage.PROMPT, rules.policy)
-    found = yield from _verdicts(tasks, rules, deadline)
-    decision = _combine(tasks, found, stage, rules.policy)
+        stage = stage or Stage.PROMPT
+        decision = _failed(error, stage, rules.policy)
+    else:
+        decision = _combine(tasks, (yield from _verdicts(tasks, rules, deadline)), stage, rules.policy)
     for hook in rules.pre_prompt if stage is Stage.PROMPT else rules.post_response:
         decision = (yield CallHook(hook, turn, decision)) or decision
     return decision

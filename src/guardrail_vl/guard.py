@@ -47,7 +47,8 @@ class Guard:
         deadline: Seconds for one check, retries and waiting included. None: the engine's default.
         cache: Where verdicts are remembered: a `VerdictCache`, or False for nowhere. True: in memory.
         max_concurrency: Engine calls under way at a time. None: as many as come.
-        pre_prompt: Called with (turn, decision) after a prompt was judged; may return another decision. May be async.
+        pre_prompt: Called with (turn, decision) after a prompt was judged, or could not be; may return another decision.
+            May be async. The turn is None where the content was refused before it became one.
         post_response: The same after a response was judged.
         fetch_images: Fetch `http(s)` pictures, once, under limits; False: refuse them.
         limits: Caps on pictures.
@@ -208,7 +209,14 @@ class Guard:
         batch: int = 32,
         deadline: float | None = None,
     ) -> Iterator[Decision]:
-        """Judge many turns, `batch` at a time on the engine. Order is kept; input is read as it is needed."""
+        """Judge many turns, `batch` at a time on the engine. Order is kept; input is read as it is needed.
+
+        Args:
+            contents: The turns, each as `check` takes it.
+            stage: As for `check`.
+            batch: Turns that go to the engine together.
+            deadline: Seconds for each batch, instead of the guard's.
+        """
         if batch < 1:
             raise ConfigurationError("batch must be at least 1.")
         return self._drivers.run_many((self._flow(content, stage, deadline) for content in contents), size=batch)
@@ -268,10 +276,7 @@ class Guard:
 
     def replace(self, **settings: Any) -> Self:
         """A guard like this one, on the same engine, with other settings."""
-        merged = {**self._settings, **settings}
-        if "fail" not in settings and "policy" in settings:
-            merged.pop("fail", None)
-        return type(self)(**merged)
+        return type(self)(**{**self._settings, **settings})
 
     def close(self) -> None:
         """Free what the engine holds. A later check opens it again."""

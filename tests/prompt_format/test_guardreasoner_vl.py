@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import os
 from functools import cache
@@ -357,4 +356,14 @@ def test_content_never_changes_messages_tags_or_special_tokens(
 def test_a_check_of_the_check() -> None:
     assert _specials("<|im_start|>") == 1
     assert _specials("im_start") == 0
-    assert json.dumps(FORMAT.words)
+
+
+def test_the_golden_hash_changes_with_the_words_and_with_nothing_else() -> None:
+    class Reworded(GuardReasonerVL):
+        def _user(self, exchange: Exchange) -> tuple[PromptText | PromptImage, ...]:
+            return (PromptText("Human:\n"), *super()._user(exchange)[1:])
+
+    assert GuardReasonerVL().golden == FORMAT.golden
+    assert Reworded().golden != FORMAT.golden
+    # Checkpoints carry this; a change means that they must be trained anew, and that the format's id changes.
+    assert FORMAT.golden == "56279eab77ac15e9"
