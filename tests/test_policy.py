@@ -59,6 +59,8 @@ def test_the_hash_is_the_version() -> None:
     assert Policy().hash == Policy().hash
     assert Policy().hash != Policy(name="other").hash
     assert len(Policy().hash) == 12
+    policy = Policy()
+    assert policy.hash != policy.model_copy(update={"name": "other"}).hash
 
 
 @pytest.mark.parametrize(

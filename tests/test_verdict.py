@@ -17,6 +17,7 @@ SAID = Verdict(prompt=Label.HARMFUL, response=Label.UNHARMFUL, prompt_score=0.9,
 def test_scores_and_labels_by_stage() -> None:
     assert (SAID.label(Stage.PROMPT), SAID.score_of(Stage.PROMPT)) == (Label.HARMFUL, 0.9)
     assert (SAID.label(Stage.RESPONSE), SAID.score_of(Stage.RESPONSE)) == (Label.UNHARMFUL, 0.1)
+    assert SAID.label("prompt") is Label.HARMFUL  # type: ignore[arg-type]
     assert SAID.score == 0.1
     assert Verdict(prompt=Label.HARMFUL, prompt_score=0.9).score == 0.9
 

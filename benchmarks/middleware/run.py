@@ -168,17 +168,32 @@ def info():
     for name, (venv, _) in PEERS.items():
         if name == "guardrail_vl_beside":
             continue
-        line = next(text for text in (HERE / "adapters" / f"{name}.py").read_text().splitlines() if text.startswith("IMPORT ="))
+        line = next(
+            text for text in (HERE / "adapters" / f"{name}.py").read_text().splitlines() if text.startswith("IMPORT =")
+        )
         code = (
             f"import time\nt = time.perf_counter()\n{line.split('=', 1)[1].strip()[1:-1]}\nt = time.perf_counter() - t\n"
             "r = next(int(l.split()[1]) / 1024 for l in open('/proc/self/status') if l.startswith('VmRSS'))\n"
             "import sys\nprint(t, r, len(sys.modules))"
         )
         command = ["taskset", "-c", "0", python(venv), "-c", code]
-        runs = [subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **QUIET}).stdout.split() for _ in range(6)]
-        rows[name] = {"import_s": min(float(r[0]) for r in runs[1:]), "rss_mb": float(runs[-1][1]), "modules": int(runs[-1][2])}
+        runs = [
+            subprocess.run(
+                command, capture_output=True, text=True, check=True, env={**os.environ, **QUIET}
+            ).stdout.split()
+            for _ in range(6)
+        ]
+        rows[name] = {
+            "import_s": min(float(r[0]) for r in runs[1:]),
+            "rss_mb": float(runs[-1][1]),
+            "modules": int(runs[-1][2]),
+        }
         site = next((VENVS / venv / "lib").glob("python3*")) / "site-packages"
-        own = [p for p in site.iterdir() if not p.name.startswith(("pip", "setuptools", "_distutils_hack", "pkg_resources", "distutils"))]
+        own = [
+            p
+            for p in site.iterdir()
+            if not p.name.startswith(("pip", "setuptools", "_distutils_hack", "pkg_resources", "distutils"))
+        ]
         size = sum(f.stat().st_size for p in own for f in ([p] if p.is_file() else p.rglob("*")) if f.is_file())
         rows[name] |= {"site_packages_mb": size / 2**20, "distributions": sum(p.suffix == ".dist-info" for p in own)}
     return rows
@@ -192,7 +207,9 @@ def cache():
         "for _ in range(9):\n  t = time.perf_counter()\n  for _ in range(2000): g.check_prompt('hello')\n"
         "  out.append((time.perf_counter() - t) / 2000 * 1e6)\nprint(statistics.median(out))"
     )
-    out = subprocess.run(["taskset", "-c", "0", python("guardrail_vl"), "-c", code], capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        ["taskset", "-c", "0", python("guardrail_vl"), "-c", code], capture_output=True, text=True, check=True
+    )
     return {"guardrail_vl_adapter": {"hit_us": float(out.stdout)}}
 
 
@@ -200,7 +217,10 @@ def table(phase, rows, title):
     columns = list(next(iter(rows.values())))
     lines = [f"### {phase}: {title}", "", "| adapter | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
     for name, row in rows.items():
-        cells = (f"{v:.3g}" if isinstance(v, float) and v < 10 else f"{v:.0f}" if isinstance(v, float) else str(v) for v in row.values())
+        cells = (
+            f"{v:.3g}" if isinstance(v, float) and v < 10 else f"{v:.0f}" if isinstance(v, float) else str(v)
+            for v in row.values()
+        )
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -40,9 +40,17 @@ async def app(scope, receive, send):
     if rest[-1] != "0":
         await asyncio.sleep(int(rest[-1]) / 1000)
     content = VERDICTS[rest[0]] if kind == "guard" else REPLY
-    choice = {"index": 0, "message": {"role": "assistant", "content": content, "refusal": None}, "finish_reason": "stop", "logprobs": None}
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": content, "refusal": None},
+        "finish_reason": "stop",
+        "logprobs": None,
+    }
     usage = {"prompt_tokens": 10, "completion_tokens": 20, "total_tokens": 30}
-    await reply(send, {"id": "c", "object": "chat.completion", "created": 1, "model": model, "choices": [choice], "usage": usage})
+    await reply(
+        send,
+        {"id": "c", "object": "chat.completion", "created": 1, "model": model, "choices": [choice], "usage": usage},
+    )
 
 
 async def reply(send, answer):
@@ -53,4 +61,6 @@ async def reply(send, answer):
 
 
 if __name__ == "__main__":
-    uvicorn.run(app, port=int(sys.argv[1]), log_level="error", access_log=False, loop="uvloop", http="httptools", backlog=1024)
+    uvicorn.run(
+        app, port=int(sys.argv[1]), log_level="error", access_log=False, loop="uvloop", http="httptools", backlog=1024
+    )

@@ -127,7 +127,7 @@ class Category(_Frozen):
 
     def action(self, stage: Stage) -> Action | None:
         """The action at a stage, None where the category sets none."""
-        return self.prompt if stage is Stage.PROMPT else self.response
+        return self.prompt if stage == Stage.PROMPT else self.response
 
 
 def _no_allow(action: Action) -> Action:
@@ -214,6 +214,12 @@ class Policy(_Frozen):
     def __reduce__(self) -> tuple[object, ...]:
         return (type(self).model_validate, (self.model_dump(mode="json"),))
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy, with some fields changed."""
+        copy = super().model_copy(update=update, deep=deep)
+        copy.__dict__.pop("hash", None)  # it was that of the original
+        return copy
+
     @cached_property
     def hash(self) -> str:
         """12 hexadecimal digits that change whenever the policy does: its version."""
@@ -222,7 +228,7 @@ class Policy(_Frozen):
 
     def rule(self, stage: Stage) -> StageRule:
         """The rule of a stage."""
-        return self.prompt if stage is Stage.PROMPT else self.response
+        return self.prompt if stage == Stage.PROMPT else self.response
 
     def is_harmful(self, stage: Stage, verdict: Verdict) -> bool:
         """Whether this verdict counts as harmful: by score where a threshold is set, else by label."""
@@ -241,7 +247,7 @@ class Policy(_Frozen):
         if isinstance(outcome, GuardrailError):
             closed = self.fail.mode(outcome) == "closed"
             return (Action.BLOCK if closed else Action.ANNOTATE), f"No verdict: {outcome.message}"
-        what = "request" if stage is Stage.PROMPT else "response"
+        what = "request" if stage == Stage.PROMPT else "response"
         score = outcome.score_of(stage)
         shown = "" if score is None else f" (score {score:.2f})"
         if self.is_harmful(stage, outcome):

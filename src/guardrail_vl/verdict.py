@@ -98,11 +98,11 @@ class Verdict(Value):
 
     def label(self, stage: Stage) -> Label | None:
         """The label of a stage."""
-        return self.prompt if stage is Stage.PROMPT else self.response
+        return self.prompt if stage == Stage.PROMPT else self.response
 
     def score_of(self, stage: Stage) -> float | None:
         """The score of a stage."""
-        return self.prompt_score if stage is Stage.PROMPT else self.response_score
+        return self.prompt_score if stage == Stage.PROMPT else self.response_score
 
 
 def _error_to_json(error: GuardrailError | None) -> dict[str, Any] | None:

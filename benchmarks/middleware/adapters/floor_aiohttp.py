@@ -15,7 +15,9 @@ class Adapter:
         self.timeout = aiohttp.ClientTimeout(total=deadline)
 
     async def post(self, model, messages):
-        async with self.session.post(self.url, json={"model": model, "messages": messages}, timeout=self.timeout) as reply:
+        async with self.session.post(
+            self.url, json={"model": model, "messages": messages}, timeout=self.timeout
+        ) as reply:
             return (await reply.json())["choices"][0]["message"]["content"]
 
     async def check(self, messages):

@@ -18,7 +18,9 @@ class Adapter:
         self.url, self.llm = base + "/chat/completions", llm
 
     async def answer(self, prompt):
-        async with self.session.post(self.url, json={"model": self.llm, "messages": [{"role": "user", "content": prompt}]}) as reply:
+        async with self.session.post(
+            self.url, json={"model": self.llm, "messages": [{"role": "user", "content": prompt}]}
+        ) as reply:
             return (await reply.json())["choices"][0]["message"]["content"]
 
     async def call(self, prompt):

@@ -38,7 +38,9 @@ class Adapter:
 
         limit = f", timeout: {deadline}" if deadline else ""
         models = model("main", llm) + model("self_check_input", guard, limit) + model("self_check_output", guard, limit)
-        self.rails = Guardrails(RailsConfig.from_content(yaml_content=CONFIG.format(models=models)), require_iorails=True)
+        self.rails = Guardrails(
+            RailsConfig.from_content(yaml_content=CONFIG.format(models=models)), require_iorails=True
+        )
         await self.rails.startup()
 
     async def call(self, prompt):

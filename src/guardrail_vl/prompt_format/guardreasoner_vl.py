@@ -63,6 +63,7 @@ _LABELS: Final = re.compile(
     r"\s*(?:Answers:\s*)?Request:[ \t]*(?P<request>[^\n]*?)\s*\n\s*Response:[ \t]*(?P<response>[^\n]*?)\s*",
     re.IGNORECASE,
 )
+_MARK: Final = re.compile(r"\[(?=\s*(?:this\s+request|earlier\s+in\s+this\s+conversation)\s*\])", re.IGNORECASE)
 _OUR_TAG: Final = re.compile(r"</?(?:think|result)>", re.IGNORECASE)
 
 
@@ -166,7 +167,7 @@ class GuardReasonerVL(PromptFormat):
         earlier = earlier[max(0, len(earlier) - room) :]
         request = neutralise(plain_text(exchange.request))
         if exchange.context:
-            request = f"{_context(exchange)}\n\n[This request]\n{request}"
+            request = f"{_context(exchange)}\n\n[This request]\n{_unmarked(request)}"
         response = neutralise(plain_text(exchange.response)) if exchange.response else "None"
         return (
             PromptText("Human user:\n"),
@@ -255,6 +256,11 @@ def _lines(shown: Sequence[PromptImage], text: str) -> tuple[PromptText | Prompt
     return tuple(out)
 
 
+def _unmarked(text: str) -> str:
+    """The text without the power to begin a part of the conversation that we show."""
+    return _MARK.sub("［", text)
+
+
 def _context(exchange: Exchange) -> str:
     lines: list[str] = []
     left = CONTEXT_TOTAL
@@ -263,8 +269,9 @@ def _context(exchange: Exchange) -> str:
         if len(text) > left:
             break
         left -= len(text)
-        lines.append(f"{message.role}: {text}")
-    return "[Earlier in this conversation]\n" + neutralise("\n".join(reversed(lines)))
+        # Indented, so that no line within a message can pass for another message.
+        lines.append(f"{message.role}: " + "\n  ".join(text.splitlines()))
+    return "[Earlier in this conversation]\n" + _unmarked(neutralise("\n".join(reversed(lines))))
 
 
 def _score_at(completion: Completion, position: int) -> float | None:
