@@ -32,7 +32,7 @@ def python(venv):
 
 
 def make_venvs():
-    for venv, packages in {"stub": ["uvicorn", "uvloop", "httptools"], **{v: p for v, p in PEERS.values()}}.items():
+    for venv, packages in {"stub": ["uvicorn", "uvloop", "httptools"], **dict(PEERS.values())}.items():
         fresh = not Path(python(venv)).exists()
         if fresh:
             subprocess.run([sys.executable, "-m", "venv", VENVS / venv], check=True)

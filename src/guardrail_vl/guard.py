@@ -47,7 +47,7 @@ class Guard:
         deadline: Seconds for one check, retries and waiting included. None: the engine's default.
         cache: Where verdicts are remembered: a `VerdictCache`, or False for nowhere. True: in memory.
         max_concurrency: Engine calls under way at a time. None: as many as come.
-        pre_prompt: Called with (turn, decision) after a prompt was judged, or could not be; may return another decision.
+        pre_prompt: Called with (turn, decision) after a prompt was judged, or could not be; may return another one.
             May be async. The turn is None where the content was refused before it became one.
         post_response: The same after a response was judged.
         fetch_images: Fetch `http(s)` pictures, once, under limits; False: refuse them.

@@ -2,7 +2,8 @@
 
 import asyncio
 
-from guardrail_vl_adapter import FORMAT, IMPORT, Adapter as Base  # noqa: F401
+from guardrail_vl_adapter import FORMAT, IMPORT  # noqa: F401
+from guardrail_vl_adapter import Adapter as Base
 
 
 class Adapter(Base):
