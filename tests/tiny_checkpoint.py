@@ -15,6 +15,12 @@ import json
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import pytest
+
+# Whoever imports this module is skipped where the extra is missing.
+pytest.importorskip("torch", reason="needs the extra 'local'")
+pytest.importorskip("transformers", reason="needs the extra 'local'")
+
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer

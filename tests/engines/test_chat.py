@@ -3,6 +3,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
+pytest.importorskip("transformers", reason="needs the extra 'local'")
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -14,6 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+pytest.importorskip("torch", reason="needs the extra 'local'")
+pytest.importorskip("transformers", reason="needs the extra 'local'")
+
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2_5_VLProcessor
 from transformers.processing_utils import ProcessorMixin
