@@ -30,7 +30,7 @@ def doctor(json: JsonOption = False) -> int:
 
 def _show(probe: Probe) -> None:
     # Piped, the table is as wide as it needs to be.
-    console = PipedConsole(highlight=False, width=None if sys.stdout.isatty() else 160)
+    console = PipedConsole(highlight=False, width=None if sys.stdout.isatty() else 400)
     for table in (_machine(probe), _packages(probe), _engines(probe), _trial(probe)):
         console.print(table)
         console.print()
