@@ -36,7 +36,7 @@ async def app(scope, receive, send):
     model = json.loads(body)["model"] if body else "llm-0"
     kind, *rest = model.split("-")
     if "hang" in rest:
-        await asyncio.sleep(60)
+        return await asyncio.sleep(60)
     if rest[-1] != "0":
         await asyncio.sleep(int(rest[-1]) / 1000)
     content = VERDICTS[rest[0]] if kind == "guard" else REPLY
