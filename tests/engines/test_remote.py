@@ -68,6 +68,7 @@ def test_a_reasoned_completion(server: FaultServer, mode: Mode) -> None:
         "top_logprobs": 20,
         "stop": [STOP],
         "include_stop_str_in_output": True,
+        "repetition_penalty": 1.0,
         "seed": 7,
         "messages": [{"role": "system", "content": "Judge."}, {"role": "user", "content": f"{USER} {MARK}"}],
     }

@@ -108,6 +108,9 @@ def fields(
         out["stop"] = list(prompt.stop)
         if server is None or server.extras:
             out["include_stop_str_in_output"] = True
+    if server is None or server.extras:
+        # vLLM applies what the checkpoint's generation_config.json asks for, which would move the labels' scores.
+        out["repetition_penalty"] = 1.0
     if prompt.pattern and server is not None and server.pattern:
         out["structured_outputs"] = {"regex": prompt.pattern}
     return {name: value for name, value in out.items() if name not in omitted} | dict(extra)

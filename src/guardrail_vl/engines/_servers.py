@@ -43,6 +43,7 @@ OPTIONAL: Final[tuple[tuple[str, ...], ...]] = (
     ("continue_final_message", "add_generation_prompt"),
     ("structured_outputs",),
     ("include_stop_str_in_output",),
+    ("repetition_penalty",),
     ("logprobs", "top_logprobs"),
 )
 
