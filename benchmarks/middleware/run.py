@@ -241,7 +241,7 @@ def main():
     finally:
         for worker in workers:
             worker.stop()
-        stub.process.terminate()
+        stub.process.kill()  # it may hold requests that hang
         stub.process.wait(10)
     saved.write_text(json.dumps(results, indent=1))
     order = [p for p in PHASES if p in results]

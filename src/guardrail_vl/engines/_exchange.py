@@ -295,7 +295,10 @@ def _no_reply(known: Known, failure: TransportError) -> EngineError:
                 f"All connections to the guard server at {where} are in use.", hint="Raise max_connections."
             )
         case "connect":
-            return EngineUnavailableError(f"Can't connect to the guard server at {where} ({failure.detail}).")
+            return EngineUnavailableError(
+                f"Can't connect to the guard server at {where} ({failure.detail}).",
+                hint="Check that it runs there, and the URL.",
+            )
         case "tls":
             return EngineUnavailableError(
                 f"The certificate of the guard server at {where} is not trusted.",
