@@ -239,6 +239,8 @@ def test_control_c_ends_with_one_line(url: str) -> None:
     running = subprocess.Popen(
         [*COMMAND, "check", "-", "--url", url, "--batch", "1"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT, bufsize=0,
+        # A background job starts with the signal ignored, and a child would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     assert running.stdin is not None
     assert running.stdout is not None
