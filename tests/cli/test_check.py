@@ -240,7 +240,7 @@ def test_control_c_ends_with_one_line(url: str) -> None:
         [*COMMAND, "check", "-", "--url", url, "--batch", "1"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT, bufsize=0,
         # A background job starts with the signal ignored, and a child would inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads here
     )  # fmt: skip
     assert running.stdin is not None
     assert running.stdout is not None
