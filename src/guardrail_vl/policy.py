@@ -37,7 +37,7 @@ FailMode = Literal["closed", "open"]
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, defer_build=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
     _short_form: ClassVar[dict[str, Any] | None] = None
     """The JSON schema of the shorter way to write it; None: there is none."""
 
