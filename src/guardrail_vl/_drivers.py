@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from guardrail_vl._flow import CallHook, Effect, Fetch, Flow, Generate, Recall, Remember
@@ -20,7 +20,7 @@ from guardrail_vl.errors import (
     EngineResponseError,
     EngineUnavailableError,
     GuardrailError,
-)  # fmt: skip
+)
 from guardrail_vl.media import ImageLimits
 from guardrail_vl.prompt_format.base import Prompt
 from guardrail_vl.verdict import Decision
@@ -184,14 +184,14 @@ class _Steps:
         self.send(None)
 
     def send(self, result: Any) -> None:
-        try:
-            self.effect = self._flow.send(result)
-        except StopIteration as stop:
-            self.effect, self._decision = None, stop.value
+        self._advance(self._flow.send, result)
 
     def throw(self, error: GuardrailError) -> None:
+        self._advance(self._flow.throw, error)
+
+    def _advance(self, move: Callable[[Any], Effect], value: Any) -> None:
         try:
-            self.effect = self._flow.throw(error)
+            self.effect = move(value)
         except StopIteration as stop:
             self.effect, self._decision = None, stop.value
 

@@ -114,11 +114,7 @@ class Task:
 
 
 def plan(turn: Turn, stage: Stage, policy: Policy) -> tuple[Task, ...]:
-    """Every part of the turn once, oldest first, and the newest exchange once more with what came before it.
-
-    Raises:
-        ContentError: Nothing is left to judge.
-    """
+    """Every part of the turn once, oldest first, and the newest exchange once more with what came before it."""
     exchanges = turn.exchanges()
     newest = exchanges[-1]
     tasks = [

@@ -5,6 +5,8 @@ Immutable after construction; safe across threads, event loops and forks; pickla
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import functools
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -230,8 +232,6 @@ class Guard:
         deadline: float | None = None,
     ) -> AsyncIterator[Decision]:
         """`check_many` without blocking the event loop: `batch` checks under way at a time, order kept."""
-        import asyncio
-
         if batch < 1:
             raise ConfigurationError("batch must be at least 1.")
         pending: list[asyncio.Task[Decision]] = []
@@ -391,8 +391,6 @@ def _with_fetched(make: Callable[..., Turn], load: ImageLoader) -> Turn | FetchP
 
 @functools.cache
 def _placeholder() -> ImagePart:
-    import base64
-
     return ImagePart(base64.b64decode("R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="))
 
 

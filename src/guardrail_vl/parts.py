@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Final, Literal, Self, get_args
@@ -103,8 +104,6 @@ class ImagePart(Value):
     @property
     def data_url(self) -> str:
         """These bytes as a `data:` URL."""
-        import base64
-
         return f"data:{self.media_type};base64,{base64.b64encode(self.data).decode()}"
 
 

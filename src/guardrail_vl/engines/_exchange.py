@@ -234,11 +234,13 @@ def _call(known: Known, request: Request, deadline: Deadline) -> Steps[Reply]:
     """
     ticket = known.breaker.enter()
     attempt, again = 1, True
+    last: EngineUnavailableError | None = None
+    counts = False
     try:
         while True:
             given = deadline.remaining()
             if given <= 0:
-                raise late()
+                raise last or late()
             error: EngineError
             try:
                 reply: Reply = yield Send(request, given)
@@ -247,9 +249,13 @@ def _call(known: Known, request: Request, deadline: Deadline) -> Steps[Reply]:
                     # Most likely the server had closed a connection that was kept open: no outage, and no wait.
                     again = False
                     continue
-                error = _no_reply(known, failure)
                 helps = failure.kind != "tls"
-                counts = failure.kind != "busy" and (given >= FAIR or deadline.remaining() > 0)
+                if failure.kind == "timeout" and last:
+                    # A retry was cut short: what went wrong before says more than that the time is up.
+                    error = last
+                else:
+                    error = _no_reply(known, failure)
+                    counts = failure.kind != "busy" and (given >= FAIR or deadline.remaining() > 0)
             else:
                 if reply.status < 500 and reply.status not in _RETRIED:
                     ticket.success()
@@ -265,6 +271,7 @@ def _call(known: Known, request: Request, deadline: Deadline) -> Steps[Reply]:
                     ticket.failure()
                 raise error
             yield Sleep(pause)
+            last = error
             attempt += 1
     finally:
         ticket.unknown()

@@ -19,7 +19,7 @@ from guardrail_vl.turn import (
     TextPart,
     ToolCallPart,
     ToolResultPart,
-)  # fmt: skip
+)
 
 
 def plain_text(messages: Iterable[Message]) -> str:

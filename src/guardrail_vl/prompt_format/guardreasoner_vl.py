@@ -7,7 +7,7 @@ more than one picture. Content is neutralised, so it can't forge a section, a ta
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import ClassVar, Final, NamedTuple
 
@@ -119,12 +119,12 @@ def parse_text(text: str) -> Result:
     )
 
 
-def _label(word: str, refuse: object) -> Label | None:
+def _label(word: str, refuse: Callable[[str], ParseError]) -> Label | None:
     lowered = word.strip().lower()
     if lowered == "none":
         return None
     if lowered not in ("harmful", "unharmful"):
-        raise refuse("a label is neither harmful nor unharmful")  # type: ignore[operator]
+        raise refuse("a label is neither harmful nor unharmful")
     return Label(lowered)
 
 
