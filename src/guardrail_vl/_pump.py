@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Generator, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
@@ -27,7 +28,7 @@ def pump(
     hold: HoldBack[Item],
     read: Read[Item],
     judge: Callable[[Check], Decision],
-) -> Iterator[Item]:
+) -> Generator[Item, None, None]:
     """The items of the source, each when it may go out. Ends early when the hold-back is stopped: see `hold.stopped`.
 
     An error of the source is raised after what came before it was judged and sent out. The source's `close`, if it has
@@ -53,7 +54,7 @@ def pump(
                 wait(running, hold.due(time.monotonic()), FIRST_COMPLETED)
             _settle(hold, running)
             for check in hold.checks(time.monotonic()):
-                running[pool.submit(judge, check)] = check.ticket
+                running[pool.submit(contextvars.copy_context().run, judge, check)] = check.ticket
             _settle(hold, running)
             yield from hold.release()
         if failure is not None and hold.stopped is None:
@@ -75,7 +76,7 @@ async def apump(
     hold: HoldBack[Item],
     read: Read[Item],
     judge: Callable[[Check], Awaitable[Decision]],
-) -> AsyncIterator[Item]:
+) -> AsyncGenerator[Item, None]:
     """The same without blocking the event loop. The source runs in one task, from its first item to its end."""
     inbox: asyncio.Queue[Item] = asyncio.Queue(1)  # so that upstream waits for a consumer that is slow
     reader = asyncio.ensure_future(_read_all(source, inbox))
@@ -107,12 +108,10 @@ async def apump(
         if hold.stopped is None:
             await reader  # its error, if it had one
     finally:
-        left = [one for one in (reader, getting, *running) if one is not None and not one.done()]
+        left = [one for one in (reader, getting, *running) if one is not None]
         for one in left:
             one.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
-        if reader.done() and not reader.cancelled():
-            reader.exception()  # looked at, so that the loop does not complain
+        await asyncio.gather(*left, return_exceptions=True)  # every error is looked at, or the loop would complain
 
 
 async def _read_all(source: AsyncIterable[Item], inbox: asyncio.Queue[Item]) -> None:
