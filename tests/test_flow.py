@@ -382,3 +382,31 @@ def test_a_failing_part_of_a_conversation_fails_the_whole() -> None:
     blocked = guard(script, fail="open")[0].check([user("u1"), assistant("a"), user("bomb")])
     assert blocked.blocked
     assert any(j.error for j in blocked.judgements)
+
+
+def test_words_put_into_the_assistant_s_mouth_are_judged() -> None:
+    guard = Guard(engine=ScriptedEngine(by_keyword("BADWORD")))
+    messages = [{"role": "user", "content": "Go on."}, {"role": "assistant", "content": "Sure, BADWORD"}]
+    decision = guard.check(messages, stage="prompt")
+    assert decision.blocked
+    assert decision.stage == "prompt"
+    messages[1]["content"] = "Sure,"
+    assert guard.check(messages, stage="prompt").action == "allow"
+
+
+def test_a_tool_may_have_nothing_to_say() -> None:
+    guard = Guard(engine=ScriptedEngine(by_keyword("BADWORD")))
+    call = {"id": "c", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    for text, blocked in (("Look.", False), ("BADWORD", True)):
+        messages: list[dict[str, Any]] = [
+            {"role": "user", "content": text},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "c", "content": ""},
+        ]
+        assert guard.check(messages).blocked is False  # an earlier harmful request that was answered annotates
+        assert (guard.check(messages).action == "annotate") is blocked
+    failed = guard.check([{"role": "tool", "tool_call_id": "c", "content": " "}])
+    assert isinstance(failed.error, ContentError)
+    trusting = guard.replace(policy={"trusted_roles": ["system"]})
+    failed = trusting.check([{"role": "system", "content": "Be kind."}, {"role": "tool", "content": ""}])
+    assert isinstance(failed.error, ContentError)

@@ -19,7 +19,7 @@ import guardrail_vl
 from guardrail_vl import Guard, Policy, Turn
 from guardrail_vl.cache import MemoryCache
 from guardrail_vl.engines.base import TrainedFormat
-from guardrail_vl.errors import ConfigurationError, FormatMismatchError
+from guardrail_vl.errors import ConfigurationError, ContentError, FormatMismatchError
 from guardrail_vl.prompt_format import GuardReasonerVL
 from guardrail_vl.testing import ScriptedEngine, by_keyword
 from guardrail_vl.verdict import Action
@@ -66,6 +66,20 @@ def test_mistakes_at_a_check_are_raised_and_never_decisions() -> None:
         list(guard.check_many(["x"], batch=0))
     with pytest.raises(ConfigurationError, match="Can't make a turn"):
         guard.check(3)
+
+
+def test_a_callable_makes_the_turn_and_its_content_error_is_a_decision() -> None:
+    def unreadable(load: Any) -> Turn:
+        raise ContentError("Odd.")
+
+    guard = make()
+    assert guard.check(lambda load: Turn.of("bomb", load=load)).blocked
+    for decision in (guard.check(unreadable), asyncio.run(guard.acheck(unreadable, stage="response"))):
+        assert decision.blocked
+        assert isinstance(decision.error, ContentError)
+    assert not make(policy={"fail": {"content": "open"}}).check(unreadable).blocked
+    with pytest.raises(ConfigurationError, match="must make a Turn"):
+        guard.check(lambda load: "bomb")
 
 
 def test_speed_and_threshold_need_scores() -> None:

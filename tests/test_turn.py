@@ -17,6 +17,7 @@ from guardrail_vl.turn import (
     MAX_MESSAGES,
     MAX_TEXT,
     ImagePart,
+    Making,
     Message,
     ReasoningPart,
     RefusalPart,
@@ -52,6 +53,35 @@ def test_every_source_of_a_picture_gives_the_same_part(tmp_path: Path) -> None:
     assert (parts[0].media_type, parts[0].width, parts[0].height, parts[0].frames) == ("image/png", 3, 2, 1)
     drawn = ImagePart.load(Image.new("RGB", (3, 2), "red"))
     assert drawn.views()[0].tobytes() == parts[0].views()[0].tobytes()
+
+
+def test_a_callable_makes_the_turn_with_the_callers_loader() -> None:
+    loaded: list[Any] = []
+
+    def load(source: Any) -> ImagePart:
+        loaded.append(source)
+        return ImagePart(source)
+
+    def turn(load: Any) -> Turn:
+        return Turn.from_prompt("hi", images=[png()], load=load)
+
+    assert Turn.of(turn, load=load) == Turn.of(turn) == Turn.from_prompt("hi", images=[png()])
+    assert loaded == [png()]
+    with pytest.raises(ConfigurationError, match="must make a Turn, not str"):
+        Turn.of(lambda load: "hi")
+
+
+def test_making_remembers_only_what_it_made_last() -> None:
+    given: list[Any] = ["hi", "", Turn.of("ho")]
+    making = Making(lambda load: given.pop(0))
+    seen = [making.turn]
+    assert making() == Turn.of("hi")
+    seen.append(making.turn)
+    with pytest.raises(ContentError):
+        making()
+    seen.append(making.turn)
+    assert Turn.of(making) == Turn.of("ho")
+    assert [*seen, making.turn] == [None, Turn.of("hi"), None, Turn.of("ho")]
 
 
 def test_openai_messages() -> None:

@@ -17,7 +17,7 @@ from guardrail_vl.engines.base import Deadline, Outcome
 from guardrail_vl.errors import ContentError, EngineError, GuardrailError, ParseError
 from guardrail_vl.policy import Policy
 from guardrail_vl.prompt_format.base import Completion, Prompt, PromptFormat, Speed
-from guardrail_vl.turn import Exchange, Turn, is_blank
+from guardrail_vl.turn import INSTRUCTIONS, Exchange, Turn, is_blank
 from guardrail_vl.verdict import Action, Decision, Judgement, Label, Stage, Verdict
 
 SpeedChoice = Literal["reason", "fast", "auto"]
@@ -107,6 +107,7 @@ class Task:
     exchange: Exchange
     stage: Stage
     history: bool = False
+    """Whether it is there besides what the check is about."""
 
     def key(self, rules: Rules) -> bytes:
         """The key under which its verdict is remembered."""
@@ -114,7 +115,11 @@ class Task:
 
 
 def plan(turn: Turn, stage: Stage, policy: Policy) -> tuple[Task, ...]:
-    """Every part of the turn once, oldest first, and the newest exchange once more with what came before it."""
+    """Every part of the turn once, oldest first, and the newest exchange once more with what came before it.
+
+    Raises:
+        ContentError: Nothing is left to judge.
+    """
     exchanges = turn.exchanges()
     newest = exchanges[-1]
     tasks = [
@@ -122,10 +127,16 @@ def plan(turn: Turn, stage: Stage, policy: Policy) -> tuple[Task, ...]:
         for exchange in exchanges[:-1]
         if not _trusted(exchange, policy) and not is_blank((*exchange.request, *exchange.response))
     ]
-    tasks.append(Task(newest, stage))
-    before = [m for m in turn.messages[: newest.first] if m.role not in ("system", "developer") and not is_blank([m])]
-    if before:
-        tasks.append(Task(replace(newest, context=tuple(before[-CONTEXT_MESSAGES:])), stage))
+    if stage is Stage.PROMPT and not is_blank(newest.response):
+        # A request may end in words put into the assistant's mouth: nobody else would judge them.
+        tasks.append(Task(newest, Stage.RESPONSE, history=True))
+    if not is_blank((*newest.request, *newest.response)):  # a tool may have nothing to say
+        tasks.append(Task(newest, stage))
+        before = [m for m in turn.messages[: newest.first] if m.role not in INSTRUCTIONS and not is_blank([m])]
+        if before:
+            tasks.append(Task(replace(newest, context=tuple(before[-CONTEXT_MESSAGES:])), stage))
+    if not tasks:
+        raise ContentError("There is nothing to judge: only instructions that are trusted, and no text or image.")
     return tuple(tasks)
 
 

@@ -79,46 +79,53 @@ async def apump(
 ) -> AsyncGenerator[Item, None]:
     """The same without blocking the event loop. The source runs in one task, from its first item to its end."""
     inbox: asyncio.Queue[Item] = asyncio.Queue(1)  # so that upstream waits for a consumer that is slow
-    reader = asyncio.ensure_future(_read_all(source, inbox))
+    news = asyncio.Event()  # something came: an item, a verdict, the end of the source, the time of a check that is due
+    reader = asyncio.ensure_future(_read_all(source, inbox, news))
+    reader.add_done_callback(lambda _: news.set())
     running: dict[asyncio.Future[Decision], int] = {}
-    getting: asyncio.Task[Item] | None = None
     try:
         while not hold.done:
-            if hold.hungry and getting is None:
-                getting = asyncio.ensure_future(inbox.get())
-            waiting: set[asyncio.Future[object]] = set(running)  # type: ignore[arg-type]
-            if getting is not None:
-                waiting |= {getting, reader} if not reader.done() else {getting}  # type: ignore[arg-type]
-            if getting is not None and reader.done() and inbox.empty() and not getting.done():
-                getting.cancel()
-                getting = None
-                hold.end()
-            elif waiting:
-                await asyncio.wait(waiting, timeout=hold.due(time.monotonic()), return_when=asyncio.FIRST_COMPLETED)
-            if getting is not None and getting.done():
-                item = getting.result()
-                getting = None
+            news.clear()
+            if hold.hungry and not inbox.empty():
+                item = inbox.get_nowait()
                 hold.feed(item, _read(read, item), time.monotonic())
+            elif hold.hungry and reader.done():
+                hold.end()
+            elif not any(one.done() for one in running):
+                await _wait(news, hold.due(time.monotonic()))
             for future in [one for one in running if one.done()]:
                 hold.settle(running.pop(future), future.result())
             for check in hold.checks(time.monotonic()):
-                running[asyncio.ensure_future(judge(check))] = check.ticket
+                judging = asyncio.ensure_future(judge(check))
+                judging.add_done_callback(lambda _: news.set())
+                running[judging] = check.ticket
             for item in hold.release():
                 yield item
         if hold.stopped is None:
             await reader  # its error, if it had one
     finally:
-        left = [one for one in (reader, getting, *running) if one is not None]
+        left = [reader, *running]
         for one in left:
             one.cancel()
         await asyncio.gather(*left, return_exceptions=True)  # every error is looked at, or the loop would complain
 
 
-async def _read_all(source: AsyncIterable[Item], inbox: asyncio.Queue[Item]) -> None:
+async def _wait(news: asyncio.Event, seconds: float | None) -> None:
+    """Until there is news, or the time is up. No task is made: this happens for every item."""
+    timer = None if seconds is None else asyncio.get_running_loop().call_later(seconds, news.set)
+    try:
+        await news.wait()
+    finally:
+        if timer is not None:
+            timer.cancel()
+
+
+async def _read_all(source: AsyncIterable[Item], inbox: asyncio.Queue[Item], news: asyncio.Event) -> None:
     items = aiter(source)
     try:
         async for item in items:
             await inbox.put(item)
+            news.set()
     finally:
         close = getattr(items, "aclose", None)
         if close is not None:

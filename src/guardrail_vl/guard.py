@@ -11,20 +11,24 @@ import functools
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, Self, get_args
+from typing import Any, Final, Literal, Self, get_args, overload
 
 from guardrail_vl import engines
+from guardrail_vl._arguments import EVERY, PromptOf
 from guardrail_vl._drivers import Drivers
 from guardrail_vl._flow import FetchPlan, Flow, Hook, Rules, SpeedChoice, check_flow, rules_key
 from guardrail_vl._gate import Gate
 from guardrail_vl.cache import MemoryCache, VerdictCache
+from guardrail_vl.decorator import Function, OnBlock, decorate
 from guardrail_vl.engines.base import Deadline, Engine
 from guardrail_vl.errors import ConfigurationError, ContentError, FormatMismatchError
+from guardrail_vl.hygiene import Entry, arun, clean, run
 from guardrail_vl.media import DEFAULT_LIMITS, ImageLimits, ImageSource
 from guardrail_vl.policy import Policy
 from guardrail_vl.prompt_format import PromptFormat, get_format
+from guardrail_vl.streaming import Mode, Streaming
 from guardrail_vl.turn import ImageLoader, ImagePart, Turn
-from guardrail_vl.verdict import Decision, Stage
+from guardrail_vl.verdict import Decision, Judgement, Stage
 
 DEFAULT_BAND: Final = (0.1, 0.9)
 """Scores between these make `speed="auto"` reason."""
@@ -188,10 +192,11 @@ class Guard:
         return await self._drivers.arun(self._response_flow(response, prompt, images, response_images, deadline))
 
     def check(self, content: Any, *, stage: Stage | str | None = None, deadline: float | None = None) -> Decision:
-        """Judge a turn: a string, a `Turn`, or a list of OpenAI-style messages.
+        """Judge a turn: a string, a `Turn`, a list of OpenAI-style messages, or a callable that makes a `Turn`.
 
         Args:
-            content: The turn. Every message in it is judged; see `Decision.judgements`.
+            content: The turn. Every message in it is judged; see `Decision.judgements`. A callable is called with
+                `load=`, which makes a part of a picture's source; ContentError raised in it becomes a decision.
             stage: What is judged. None: the response if the turn ends in one, else the prompt.
             deadline: Seconds, instead of the guard's.
         """
@@ -247,6 +252,110 @@ class Guard:
             for task in pending:
                 task.cancel()
 
+    # ---- functions and conversations ------------------------------------------------------------------------------
+
+    @overload
+    def __call__(self, function: Function, /) -> Function: ...
+
+    @overload
+    def __call__(
+        self,
+        *,
+        prompt: PromptOf = EVERY,
+        images: str | Sequence[str] | None = None,
+        response: Callable[[Any], Any] | None = None,
+        on_block: OnBlock = "raise",
+        stream: Streaming | Mode = "window",
+        refusal: Any = None,
+        on_decision: Callable[[Decision], object] | None = None,
+    ) -> Callable[[Function], Function]: ...
+
+    def __call__(
+        self,
+        function: Any = None,
+        *,
+        prompt: PromptOf = EVERY,
+        images: str | Sequence[str] | None = None,
+        response: Callable[[Any], Any] | None = None,
+        on_block: OnBlock = "raise",
+        stream: Streaming | Mode = "window",
+        refusal: Any = None,
+        on_decision: Callable[[Decision], object] | None = None,
+    ) -> Any:
+        """Guard a function: `@guard` or `@guard(...)`. Its arguments are judged before it runs, then what it gives.
+
+        For functions and methods, async ones, generators and async generators; type and signature stay. The function is
+        not called when its prompt is blocked. What a generator yields is held back until it is judged, so it takes no
+        `send()`. A file given by its path is read once here and again by the function: pass bytes if it may change.
+
+        Args:
+            function: The function.
+            prompt: What is judged before the call: a parameter, several, or a function that is given the arguments
+                (`inspect.BoundArguments`) and returns what `check` takes. None: only the result is judged. `"*"`: every
+                parameter but self and cls; text, messages, pictures (also bytes and paths) and lists of these are read,
+                numbers and enums hold nothing, and anything else is an error.
+            images: Parameters that hold pictures, where text is a path or URL. None: pictures (PIL images, ImageParts)
+                are judged in whatever parameter they are; `()`: only in those that `prompt` names.
+            response: A function of the result, or of each item of a generator: what of it is judged. None: the result
+                itself, which then is text, messages, pictures, a list of these or None; items are text.
+            on_block: `raise` raises `BlockedError`; `refuse` gives the refusal instead; `annotate` stops nothing.
+                Where a verdict is missing and the policy blocks, `raise` and `refuse` raise the error itself.
+            stream: How a generator is judged: `window`, `full`, `observe` (with `annotate`), or `Streaming(...)`.
+            refusal: What a refused call gives: a value or a function of the decision. None: one sentence, for functions
+                that give text.
+            on_decision: Called with every decision, whatever follows from it.
+
+        Raises:
+            ConfigurationError: A wrong argument, or nothing would be judged; most are told when it decorates.
+        """
+        return decorate(
+            self,
+            function,
+            prompt=prompt,
+            images=images,
+            response=response,
+            on_block=on_block,
+            stream=stream,
+            refusal=refusal,
+            on_decision=on_decision,
+        )
+
+    def sanitize(
+        self,
+        messages: Sequence[Entry],
+        *,
+        replace: str | Callable[[Judgement], str] | None = None,
+        deadline: float | None = None,
+    ) -> list[Entry]:
+        """A conversation without what is blocked in it, so that one bad turn neither replays nor poisons the next.
+
+        What was judged before is remembered, so an unchanged history costs little. A tool call and its results stay or
+        go together.
+
+        Args:
+            messages: OpenAI-style messages or `Message` values; they are not changed. A mapping may have an `id`.
+            replace: A sentence that takes the place of what each blocked message said, pictures and arguments gone;
+                or a function that gives it for a judgement. None: blocked exchanges are dropped.
+            deadline: Seconds for each check, instead of the guard's.
+
+        Raises:
+            GuardrailError: There is no verdict, and the policy blocks what has none.
+            ConfigurationError: Not a list of messages, or an empty sentence.
+        """
+        flow = clean(messages, replace)
+        return run(flow, functools.partial(self.check, deadline=deadline))
+
+    async def asanitize(
+        self,
+        messages: Sequence[Entry],
+        *,
+        replace: str | Callable[[Judgement], str] | None = None,
+        deadline: float | None = None,
+    ) -> list[Entry]:
+        """`sanitize` without blocking the event loop."""
+        flow = clean(messages, replace)
+        return await arun(flow, functools.partial(self.acheck, deadline=deadline))
+
     # ---- what it is -----------------------------------------------------------------------------------------------
 
     @property
@@ -268,6 +377,12 @@ class Guard:
     def speed(self) -> SpeedChoice:
         """`reason`, `fast` or `auto`."""
         return self._rules.speed
+
+    @property
+    def limits(self) -> ImageLimits:
+        """Caps on pictures."""
+        limits: ImageLimits = self._settings["limits"]
+        return limits
 
     @property
     def deadline(self) -> float:
@@ -391,7 +506,8 @@ def _with_fetched(make: Callable[..., Turn], load: ImageLoader) -> Turn | FetchP
 
 @functools.cache
 def _placeholder() -> ImagePart:
-    return ImagePart(base64.b64decode("R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="))
+    png = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNgYGAAAAAEAAH2FzhVAAAAAElFTkSuQmCC"
+    return ImagePart(base64.b64decode(png))
 
 
 def _listed(images: Images) -> Images:

@@ -47,7 +47,7 @@ class Streaming:
 
     mode: Mode = "window"
     """`window`: windows are judged while generation goes on, and released when approved; `full`: all is held back and
-    judged once; `observe`: released at once, judged beside (only where nothing is to be blocked)."""
+    judged once; `observe`: content is released at once and judged beside (only where nothing is to be blocked)."""
     window: int = 80
     """Characters after which a check is begun, if no sentence ended before."""
     in_flight: int = 4
@@ -133,6 +133,13 @@ class _Picture:
         return self.image
 
 
+def _judgeable(part: _Text | _Call | _Picture) -> bool:
+    """Whether it alone makes a turn: a call that is not complete is left out of turns."""
+    if isinstance(part, _Call):
+        return part.done
+    return isinstance(part, _Picture) or any(map(str.strip, part.pieces))
+
+
 @dataclass(slots=True)
 class _Choice:
     """One choice, as far as it was read."""
@@ -174,9 +181,7 @@ class _Choice:
     @property
     def blank(self) -> bool:
         """Whether there is nothing yet that could be judged."""
-        return self.error is None and all(
-            isinstance(part, _Text) and not any(map(str.strip, part.pieces)) for part in self.parts.values()
-        )
+        return self.error is None and not any(map(_judgeable, self.parts.values()))
 
     def close_calls(self) -> None:
         for part in self.parts.values():
@@ -232,7 +237,7 @@ class HoldBack(Generic[Item]):
         self._settings = settings
         self._enforce = enforce
         self._choices: dict[int, _Choice] = {}
-        self._items: deque[Item] = deque()  # read, not released
+        self._items: deque[tuple[Item, bool]] = deque()  # read, not released; and whether it has content
         self._read = 0
         self._released = 0
         self._coverable = 0  # items that a round begun now would cover
@@ -259,19 +264,20 @@ class HoldBack(Generic[Item]):
             pieces: The content that it adds; or why that can't be told: then the policy's fail mode decides on it.
             now: Seconds, of any monotonic clock.
         """
-        self._items.append(item)
         self._read += 1
         if isinstance(pieces, ContentError):
             self._choice(0).fail(pieces)
+            self._fresh += self._settings.window  # it has no characters, and must count: see `hungry`
             self._boundary = True
         else:
             pieces = [piece for piece in pieces if piece.text or piece.name or piece.done or piece.image is not None]
         for piece in () if isinstance(pieces, ContentError) else pieces:
             self._choice(piece.choice).add(piece)
-            self._fresh += len(piece.text) + len(piece.name)
+            self._fresh += len(piece.text) + len(piece.name) + (self._settings.window if piece.image else 0)
             sentence = self._fresh >= self._settings.window // 4 and _SENTENCE_END.search(piece.text)
             if piece.done or piece.image is not None or sentence:
                 self._boundary = True
+        self._items.append((item, bool(pieces)))
         if pieces:
             self._unapproved.append(self._read)
             self._since = now if self._since is None else self._since
@@ -325,21 +331,27 @@ class HoldBack(Generic[Item]):
         return begun
 
     def _wants_round(self, now: float) -> bool:
-        if not any(c.uncovered and c.uncovered[0] <= self._coverable for c in self._choices.values()):
+        if not self._would_cover:
             return False
         if self._ended:
             return True
-        if self._settings.mode == "full":
-            return any(choice.error for choice in self._choices.values())
+        if self._settings.mode == "full":  # what can't be judged is told at once; but once, if the policy lets it pass
+            return not self._issued and any(choice.error for choice in self._choices.values())
         if len(self._rounds) >= self._settings.in_flight:
             return False
         if self._boundary or self._fresh >= self._settings.window or not self._issued:
             return True
         return not self._rounds and self._since is not None and now - self._since >= self._settings.patience
 
+    @property
+    def _would_cover(self) -> bool:
+        return any(c.uncovered and c.uncovered[0] <= self._coverable for c in self._choices.values())
+
     def due(self, now: float) -> float | None:
         """Seconds after which `checks` should be asked again though nothing happened; None: never."""
         if self._since is None or self._rounds or self._ended or self._settings.mode == "full":
+            return None
+        if not self._would_cover:  # a tool call is being written: time alone changes nothing
             return None
         return max(0.0, self._since + self._settings.patience - now)
 
@@ -348,11 +360,18 @@ class HoldBack(Generic[Item]):
         if self.stopped is not None:
             self._items.clear()
             return []
-        held = self._unapproved and self._settings.mode != "observe"
-        upto = self._unapproved[0] - 1 if held else self._read
-        out = [self._items.popleft() for _ in range(upto - self._released)]
-        self._released = upto
+        out = []
+        while self._items and self._may_go(self._items[0][1]):
+            out.append(self._items.popleft()[0])
+            self._released += 1
         return out
+
+    def _may_go(self, content: bool) -> bool:
+        if self._settings.mode == "observe" and content:
+            return True
+        # Without content, such as the frame that ends a stream: it waits for what stands before it, so that whoever
+        # has seen the end has all decisions.
+        return not self._unapproved or self._unapproved[0] > self._released + 1
 
     @property
     def hungry(self) -> bool:

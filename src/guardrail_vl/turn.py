@@ -6,7 +6,7 @@ Knows what a conversation is. Does not know what is harmful, what a prompt looks
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
@@ -29,6 +29,8 @@ from guardrail_vl.parts import (
 )
 from guardrail_vl.reading import read_message
 
+INSTRUCTIONS: Final = ("system", "developer")
+"""Roles that ask, and are not answered."""
 MAX_MESSAGES: Final = 2_000
 """Messages in one turn; a longer one is refused (`ContentError`)."""
 
@@ -76,7 +78,10 @@ class Turn(Value):
     def __post_init__(self) -> None:
         if len(self.messages) > MAX_MESSAGES:
             raise ContentError(f"The turn has {len(self.messages)} messages; at most {MAX_MESSAGES} can be judged.")
-        if not self.messages or _is_blank(self.messages[-1]):
+        silent = is_blank(
+            self.messages if self.messages[-1:] and self.messages[-1].role == "tool" else self.messages[-1:]
+        )
+        if silent:  # a tool alone may have nothing to say
             raise ContentError("There is nothing to judge: the newest message has no text and no image.")
 
     @property
@@ -119,10 +124,12 @@ class Turn(Value):
 
     @classmethod
     def of(cls, content: object, *, load: ImageLoader | None = None) -> Self:
-        """From whatever a caller has: a turn, a string, a message or a list of messages.
+        """From whatever a caller has: a turn, a string, a message, a list of messages, or a callable that makes a turn.
 
         Args:
-            content: The turn, in any of these shapes.
+            content: The turn, in any of these shapes. A callable is called with `load=` and returns a `Turn`; a
+                ContentError that it raises is about the content, so a guard makes a decision of it. It may be called
+                twice, when pictures are fetched.
             load: Makes a part of each picture's source; None: `ImagePart.load`.
 
         Raises:
@@ -137,9 +144,14 @@ class Turn(Value):
             return cls.from_messages([content], load=load)
         if isinstance(content, Sequence) and not isinstance(content, bytes | bytearray):
             return cls.from_messages(content, load=load)
+        if callable(content):
+            made = content(load=load or ImagePart.load)
+            if not isinstance(made, cls):
+                raise ConfigurationError(f"A callable must make a Turn, not {type(made).__name__}.")
+            return made
         raise ConfigurationError(
             f"Can't make a turn from {type(content).__name__}.",
-            hint="Pass a string, a Turn, or a list of OpenAI-style messages.",
+            hint="Pass a string, a Turn, a list of OpenAI-style messages, or a callable that makes a Turn.",
         )
 
     def exchanges(self) -> tuple[Exchange, ...]:
@@ -162,7 +174,7 @@ class Turn(Value):
             start = upto
 
         for index, message in enumerate(self.messages):
-            instruction = message.role in ("system", "developer")
+            instruction = message.role in INSTRUCTIONS
             if instruction or (response and message.role != "assistant"):
                 close(index)
             (response if message.role == "assistant" else request).append(message)
@@ -170,6 +182,30 @@ class Turn(Value):
                 close(index + 1)
         close(len(self.messages))
         return tuple(out)
+
+
+class Making:
+    """A callable for `Turn.of` that remembers its turn, for whoever needs the very messages that were judged.
+
+    Args:
+        make: Given the loader of pictures: whatever `Turn.of` takes.
+    """
+
+    def __init__(self, make: Callable[[ImageLoader], object]) -> None:
+        self._make = make
+        self.turn: Turn | None = None
+        """The turn that was made last. None: none yet, or it could not be made."""
+
+    def __call__(self, load: ImageLoader | None = None) -> Turn:
+        """The turn.
+
+        Raises:
+            ContentError: The content can't be judged.
+        """
+        self.turn = None
+        load = load or ImagePart.load
+        self.turn = Turn.of(self._make(load), load=load)
+        return self.turn
 
 
 def is_blank(messages: Iterable[Message]) -> bool:
@@ -231,12 +267,14 @@ def _maybe_text(text: str | None) -> tuple[Part, ...]:
 
 
 __all__ = [
+    "INSTRUCTIONS",
     "MAX_MESSAGES",
     "MAX_TEXT",
     "ROLES",
     "Exchange",
     "ImageLoader",
     "ImagePart",
+    "Making",
     "Message",
     "Part",
     "ReasoningPart",

@@ -281,7 +281,9 @@ def test_beside_takes_the_longer_of_the_two(llm: Llm, asynchronous: bool) -> Non
     guard = make_guard(0.25, cache=False)
 
     async def go(safe: Any, text: str) -> Any:
-        return await ask(safe, text)
+        reply = await ask(safe, text)
+        await safe.close()
+        return reply
 
     took = {}
     for when in ("before", "beside"):

@@ -29,6 +29,7 @@ from guardrail_vl.wire.exchange import (
     pin,
     stops,
 )
+from guardrail_vl.wire.sse import parse_frame
 
 GUARD = Guard(engine=ScriptedEngine(by_keyword("BADWORD")))
 REPLY = {"id": "c", "object": "chat.completion", "created": 1, "model": "m"}
@@ -180,3 +181,28 @@ def test_many_replies_are_remembered_and_old_ones_forgotten() -> None:
     assert "r0" not in seen
     assert "r10000" in seen
     assert None not in seen
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b": BADWORD\ndata: [DONE]\n\n",
+        b": keep-alive BADWORD\n\n",
+        b"id: BADWORD\ndata: [DONE]\n\n",
+        b"event: BADWORD\ndata: [DONE]\n\n",
+        b"BADWORD\n\n",
+        b"other: BADWORD\n\n",
+    ],
+)
+def test_what_stands_beside_a_stream_s_data_is_judged_too(raw: bytes) -> None:
+    steps = start(request(stream=True))
+    steps.send(judge(next(steps)))
+    answer = ended(steps, Head(200, "text/event-stream"))
+    assert "BADWORD" in "".join(piece.text for piece in answer.read(parse_frame(raw)))
+    for quiet in (
+        b": keep-alive\n\n",
+        b":\n\n",
+        b"id: 7\nretry: 10\ndata: [DONE]\n\n",
+        b": ping - 2026-11-21 08:00:00\n\n",
+    ):
+        assert list(answer.read(parse_frame(quiet))) == []

@@ -10,7 +10,7 @@ import contextvars
 import functools
 from collections.abc import AsyncIterator, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import fields
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar, Final
 
@@ -65,8 +65,12 @@ def _summary(decision: Decision) -> dict[str, Any]:
         "policy": decision.policy,
         "error": None if decision.error is None else type(decision.error).__name__,
         # The reasoning may quote the content, so it stays out of what may be logged.
-        "verdict": None if verdict is None else {k: v for k, v in asdict(verdict).items() if k != "reasoning"},
+        "verdict": None if verdict is None else {**_plain(verdict), "usage": _plain(verdict.usage)},
     }
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    return {one.name: getattr(value, one.name) for one in fields(value) if one.name != "reasoning"}
 
 
 class _Raising:
@@ -236,7 +240,7 @@ class _Sync(_Transport):
         def judge(check: Check) -> Decision:
             return self.guard.check(check.turn, stage=Stage.RESPONSE)
 
-        frames = pump(read(), answer.hold, answer.reader.read, judge)
+        frames = pump(read(), answer.hold, answer.read, judge)
         try:
             for frame in frames:
                 answer.reader.released(frame)
@@ -289,7 +293,8 @@ class _Async(_Transport):
     async def _perform(self, effect: Effect, request: Any, state: Any) -> Any:
         match effect:
             case Judge():
-                return list(await asyncio.gather(*(self.guard.acheck(c, stage=effect.stage) for c in effect.contents)))
+                checks = [self.guard.acheck(one, stage=effect.stage) for one in effect.contents]
+                return [await checks[0]] if len(checks) == 1 else list(await asyncio.gather(*checks))
             case ReadBody():
                 return await state.upstream.aread()
             case Open(beside=None):
@@ -329,7 +334,7 @@ class _Async(_Transport):
         async def judge(check: Check) -> Decision:
             return await self.guard.acheck(check.turn, stage=Stage.RESPONSE)
 
-        frames = apump(read(), answer.hold, answer.reader.read, judge)
+        frames = apump(read(), answer.hold, answer.read, judge)
         try:
             async for frame in frames:
                 answer.reader.released(frame)

@@ -54,7 +54,7 @@ class Endpoint(ABC):
     """The path below the API's base, such as `chat/completions`: also its name in `allow_unguarded`."""
 
     def prompts(self, request: Json) -> int:
-        """How many prompts a request holds, at least 1. Never raises: what is odd is refused by `read_request`."""
+        """How many prompts a request holds; 0: none. Never raises: what is odd is refused by `read_request`."""
         return 1
 
     def streams(self, request: Json) -> bool:

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, get_args
 from guardrail_vl.errors import BlockedError, ConfigurationError, ContentError, GuardrailError
 from guardrail_vl.media import ImageSource
 from guardrail_vl.parts import ImageLoader, ImagePart, Message, TextPart
-from guardrail_vl.streaming import HoldBack, Streaming
+from guardrail_vl.streaming import HoldBack, Piece, Streaming
 from guardrail_vl.turn import Turn, is_blank
 from guardrail_vl.verdict import Decision, Stage
 from guardrail_vl.wire import jsons
@@ -29,6 +29,10 @@ OnBlock = Literal["raise", "refuse", "annotate"]
 When = Literal["before", "beside"]
 
 _REMEMBERED: Final = 10_000
+_EVENTS: Final = frozenset(("", "message", "error", "ping", "done"))
+"""Names of events that say nothing."""
+_ASIDE: Final = -9
+"""Index of the text that stands beside a stream's data; no reader uses it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +168,18 @@ class Streamed:
     hold: HoldBack[Frame]
     reader: StreamReader
 
+    def read(self, frame: Frame) -> Sequence[Piece]:
+        """The content that a frame adds, what stands beside its data included.
+
+        Raises:
+            ContentError: It can't be told.
+        """
+        pieces = self.reader.read(frame)
+        aside = frame.aside
+        if frame.event not in _EVENTS and f'"{frame.event}"' not in (frame.data or ""):
+            aside = f"{frame.event}\n{aside}"
+        return [*pieces, Piece("text", aside, index=_ASIDE)] if aside else pieces
+
 
 Answer = Untouched | Whole | Streamed
 
@@ -257,7 +273,8 @@ class _Asked:
         self.endpoint = endpoint
         self.body = body
         self.allow = frozenset(rules.allow)
-        if body.get("previous_response_id") in seen:
+        previous = body.get("previous_response_id")
+        if isinstance(previous, str) and previous in seen:
             self.allow |= {"previous_response_id"}
         self.may_pin = b'"http' in json.dumps(body).encode()
         self._turns: dict[int, Turn] = {}
@@ -383,7 +400,9 @@ def _unseen(source: ImageSource) -> ImagePart:
 
 @functools.cache
 def _blank_picture() -> ImagePart:
-    return ImagePart.load("data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw==")
+    return ImagePart.load(
+        "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
+    )
 
 
 def _raise(error: GuardrailError, load: object = None) -> Turn:

@@ -15,6 +15,10 @@ MAX_FRAME: Final = 8_000_000
 # A blank line ends a frame. Line ends are LF, CRLF or CR, as the standard has it.
 _END: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r(?!\n))")
 _LINE: Final = re.compile(r"\r\n|\n|\r")
+# What servers send so that a connection stays open, or is opened again: no content.
+_KEEP_ALIVE: Final = re.compile(
+    r"|:\s*(keep-?alive|OPENROUTER PROCESSING|ping( - [0-9T:.+ -]+)?)?\s*|(id|retry):\s*\d*"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,8 @@ class Frame:
     """The event's name; empty if it has none."""
     data: str | None = field(default=None, repr=False)
     """Its data lines, joined with newlines. None: a comment or keep-alive, without data."""
+    aside: str = field(default="", repr=False)
+    """Text of all its other lines (comments, ids, unknown fields), well-known keep-alives left out."""
 
 
 class FrameSplitter:
@@ -74,7 +80,9 @@ def parse_frame(raw: bytes) -> Frame:
         text = raw.decode("utf-8")
     except UnicodeDecodeError:
         raise ContentError("A frame of the event stream is not valid UTF-8.") from None
-    event, data = "", []
+    event = ""
+    data: list[str] = []
+    aside: list[str] = []
     for line in _LINE.split(text.removeprefix("\ufeff")):
         name, _, value = line.partition(":")
         value = value.removeprefix(" ")
@@ -82,4 +90,6 @@ def parse_frame(raw: bytes) -> Frame:
             data.append(value)
         elif name == "event":
             event = value
-    return Frame(raw, event, "\n".join(data) if data else None)
+        elif not _KEEP_ALIVE.fullmatch(line):
+            aside.append(line)
+    return Frame(raw, event, "\n".join(data) if data else None, "\n".join(aside))
