@@ -12,7 +12,7 @@ import contextvars
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Generator, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from guardrail_vl.errors import ContentError
 from guardrail_vl.streaming import Check, HoldBack, Piece
@@ -104,7 +104,7 @@ async def apump(
         if hold.stopped is None:
             await reader  # its error, if it had one
     finally:
-        left = [reader, *running]
+        left: list[asyncio.Future[Any]] = [reader, *running]
         for one in left:
             one.cancel()
         await asyncio.gather(*left, return_exceptions=True)  # every error is looked at, or the loop would complain

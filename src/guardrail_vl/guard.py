@@ -6,7 +6,6 @@ Immutable after construction; safe across threads, event loops and forks; pickla
 from __future__ import annotations
 
 import asyncio
-import base64
 import functools
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,12 +15,14 @@ from typing import Any, Final, Literal, Self, get_args, overload
 from guardrail_vl import engines
 from guardrail_vl._arguments import EVERY, PromptOf
 from guardrail_vl._drivers import Drivers
+from guardrail_vl._fetched import with_fetched
 from guardrail_vl._flow import FetchPlan, Flow, Hook, Rules, SpeedChoice, check_flow, rules_key
 from guardrail_vl._gate import Gate
+from guardrail_vl._settings import DEFAULT_BAND, as_hooks, check_fit, check_numbers, check_text, pick_speed
 from guardrail_vl.cache import MemoryCache, VerdictCache
 from guardrail_vl.decorator import Function, OnBlock, decorate
 from guardrail_vl.engines.base import Deadline, Engine
-from guardrail_vl.errors import ConfigurationError, ContentError, FormatMismatchError
+from guardrail_vl.errors import ConfigurationError
 from guardrail_vl.hygiene import Entry, arun, clean, run
 from guardrail_vl.media import DEFAULT_LIMITS, ImageLimits, ImageSource
 from guardrail_vl.policy import Policy
@@ -29,9 +30,6 @@ from guardrail_vl.prompt_format import PromptFormat, get_format
 from guardrail_vl.streaming import Mode, Streaming
 from guardrail_vl.turn import ImageLoader, ImagePart, Turn
 from guardrail_vl.verdict import Decision, Judgement, Stage
-
-DEFAULT_BAND: Final = (0.1, 0.9)
-"""Scores between these make `speed="auto"` reason."""
 
 Images = Iterable[ImageSource | ImagePart]
 
@@ -91,13 +89,13 @@ class Guard:
             if fail not in ("closed", "open"):
                 raise ConfigurationError(f"fail must be 'closed' or 'open', not {fail!r}.")
             wanted = wanted.model_copy(update={"fail": type(wanted.fail).model_validate(fail)})
-        _check_numbers(deadline, max_concurrency, band)
+        check_numbers(deadline, max_concurrency, band)
         chosen = format if isinstance(format, PromptFormat) else None
         engine = engine or engines.load(None if model is None else str(model), **options)
         chosen = chosen or get_format(format if isinstance(format, str) else engine.format)
-        picked = _pick_speed(speed, chosen, engine)
-        _check_fit(chosen, wanted, engine)
-        hooks = {"pre_prompt": _as_hooks(pre_prompt), "post_response": _as_hooks(post_response)}
+        picked = pick_speed(speed, chosen, engine)
+        check_fit(chosen, wanted, engine)
+        hooks = {"pre_prompt": as_hooks(pre_prompt), "post_response": as_hooks(post_response)}
         # Kept for `replace` and for pickling: everything needed to make this guard again around the same engine.
         self._settings: dict[str, Any] = {
             "engine": engine, "policy": wanted, "format": chosen, "speed": picked, "band": band,
@@ -432,14 +430,14 @@ class Guard:
     # ---- flows ----------------------------------------------------------------------------------------------------
 
     def _prompt_flow(self, prompt: str | None, images: Images, deadline: float | None) -> Flow:
-        _check_text(prompt, "prompt")
+        check_text(prompt, "prompt")
         return self._make(functools.partial(Turn.from_prompt, prompt, images=_listed(images)), Stage.PROMPT, deadline)
 
     def _response_flow(
         self, response: str | None, prompt: str | None, images: Images, response_images: Images, deadline: float | None
     ) -> Flow:
-        _check_text(prompt, "prompt")
-        _check_text(response, "response")
+        check_text(prompt, "prompt")
+        check_text(response, "response")
         make = functools.partial(
             Turn.from_prompt,
             prompt,
@@ -456,11 +454,11 @@ class Guard:
 
     def _make(self, make: Callable[..., Turn], stage: Stage | None, deadline: float | None) -> Flow:
         if deadline is not None:
-            _check_numbers(deadline, None, DEFAULT_BAND)
+            check_numbers(deadline, None, DEFAULT_BAND)
         until = Deadline.after(self._deadline if deadline is None else deadline)
         source: Callable[[], Turn | FetchPlan] = functools.partial(make, load=self._load)
         if self._settings["fetch_images"]:
-            source = functools.partial(_with_fetched, make, self._load or ImagePart.load)
+            source = functools.partial(with_fetched, make, self._load or ImagePart.load)
         return check_flow(source, stage, self._rules, until)
 
 
@@ -474,114 +472,6 @@ def _rebuild(kind: type[Guard], settings: dict[str, Any]) -> Guard:
     return kind(**settings)
 
 
-def _with_fetched(make: Callable[..., Turn], load: ImageLoader) -> Turn | FetchPlan:
-    """The turn, or what must be fetched to make it. One reader reads the content both times."""
-    urls: list[str] = []
-
-    def note(source: ImageSource) -> ImagePart:
-        if isinstance(source, str) and source.startswith(("http:", "https:")):
-            urls.append(source)
-        return _placeholder()
-
-    make(load=note)
-    if not urls:
-        return make(load=load)
-    wanted = tuple(dict.fromkeys(urls))
-
-    def finish(fetched: Sequence[bytes | ContentError]) -> Turn:
-        by_url = dict(zip(wanted, fetched, strict=True))
-
-        def pinned(source: ImageSource) -> ImagePart:
-            if not isinstance(source, str) or source not in by_url:
-                return load(source)
-            data = by_url[source]
-            if isinstance(data, ContentError):
-                raise data
-            return load(data)
-
-        return make(load=pinned)
-
-    return FetchPlan(wanted, finish)
-
-
-@functools.cache
-def _placeholder() -> ImagePart:
-    png = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNgYGAAAAAEAAH2FzhVAAAAAElFTkSuQmCC"
-    return ImagePart(base64.b64decode(png))
-
-
 def _listed(images: Images) -> Images:
     # Read once: the flow may look at it twice.
     return images if isinstance(images, str | bytes | Sequence) else tuple(images)
-
-
-def _as_hooks(hooks: Sequence[Hook] | Hook) -> tuple[Hook, ...]:
-    listed = (hooks,) if callable(hooks) else tuple(hooks)
-    if not all(callable(hook) for hook in listed):
-        raise ConfigurationError("A hook must be callable with (turn, decision).")
-    return listed
-
-
-def _check_text(text: object, name: str) -> None:
-    if text is not None and not isinstance(text, str):
-        raise ConfigurationError(
-            f"{name} must be text, not {type(text).__name__}.", hint="Use check() for messages and turns."
-        )
-
-
-def _check_numbers(deadline: float | None, max_concurrency: int | None, band: tuple[float, float]) -> None:
-    if deadline is not None and not 0 < deadline < float("inf"):
-        raise ConfigurationError(f"deadline must be above 0 seconds and finite, not {deadline!r}.")
-    if max_concurrency is not None and max_concurrency < 1:
-        raise ConfigurationError(f"max_concurrency must be at least 1, not {max_concurrency!r}.")
-    if not 0 <= band[0] <= band[1] <= 1:
-        raise ConfigurationError(f"band must be two scores in order between 0 and 1, not {band!r}.")
-
-
-def _pick_speed(speed: SpeedChoice | None, chosen: PromptFormat, engine: Engine) -> SpeedChoice:
-    if speed is None:
-        return chosen.speeds[0]
-    if speed not in get_args(SpeedChoice):
-        raise ConfigurationError(f"speed must be one of {', '.join(get_args(SpeedChoice))}, not {speed!r}.")
-    wanted = ("fast", "reason") if speed == "auto" else (speed,)
-    for one in wanted:
-        if one not in chosen.speeds:
-            raise ConfigurationError(
-                f"The format {chosen.id!r} has no speed {one!r}; it has {', '.join(chosen.speeds)}."
-            )
-    if "fast" in wanted and not engine.scores:
-        raise ConfigurationError(f"speed={speed!r} needs scores, and this engine gives none.")
-    return speed
-
-
-def _check_fit(chosen: PromptFormat, policy: Policy, engine: Engine) -> None:
-    trained = engine.trained_format
-    if trained is not None and trained.format != chosen.id:
-        raise FormatMismatchError(
-            f"These weights were trained with the prompt format {trained.format!r}, not {chosen.id!r}.",
-            hint=f"Use Guard(…, format={trained.format!r}).",
-        )
-    if trained is not None and trained.golden != chosen.golden:
-        raise FormatMismatchError(
-            f"These weights were trained with other words than {chosen.id!r} has here: "
-            f"golden hash {trained.golden}, not {chosen.golden}.",
-            hint="Use the version of guardrail-vl that trained them.",
-        )
-    if policy.has_category_rules():
-        if not chosen.categories:
-            raise ConfigurationError(
-                f"The policy sets actions or thresholds for categories, and the format {chosen.id!r} names none.",
-                hint="Remove them (definitions and examples may stay), or use a model that names categories.",
-            )
-        unknown = [
-            n
-            for n, c in policy.categories.items()
-            if (c.prompt or c.response or c.threshold) and n not in chosen.categories
-        ]
-        if unknown:
-            raise ConfigurationError(
-                f"The model never names {', '.join(unknown)}; it names {', '.join(chosen.categories)}."
-            )
-    needs_scores = [s for s in Stage if policy.rule(s).threshold is not None]
-    if needs_scores and not engine.scores:
-        raise ConfigurationError(f"The policy sets a threshold for {needs_scores[0]}, and this engine gives no scores.")

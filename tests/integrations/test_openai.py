@@ -213,7 +213,7 @@ def test_a_guard_that_fails_is_an_error_and_no_block(llm: Llm, streaming: bool) 
 
     guard = Guard(engine=ScriptedEngine(script))
     for on_block in ("raise", "refuse"):
-        safe = guarded(plain(llm), guard, on_block=on_block)  # type: ignore[arg-type]
+        safe = guarded(plain(llm), guard, on_block=on_block)
         got: list[str] = []
         with pytest.raises(EngineUnavailableError, match="gone"):
             reply = ask(safe, stream=streaming)
@@ -288,7 +288,7 @@ def test_beside_takes_the_longer_of_the_two(llm: Llm, asynchronous: bool) -> Non
     took = {}
     for when in ("before", "beside"):
         client: Any = AsyncOpenAI(base_url=llm.url, api_key="k") if asynchronous else plain(llm)
-        safe = guarded(client, guard.replace(policy={"response": "allow"}), when=when)  # type: ignore[arg-type]
+        safe = guarded(client, guard.replace(policy={"response": "allow"}), when=when)
         began = time.perf_counter()
         reply = asyncio.run(go(safe, "hello")) if asynchronous else ask(safe, "hello")
         took[when] = time.perf_counter() - began

@@ -553,7 +553,9 @@ def test_the_client_itself_reads_a_refused_stream() -> None:
         chunks = list(completions.create(model="m", messages=[{"role": "user", "content": "hi"}], stream=True))
         said = [(c.choices[0].delta.content, c.choices[0].delta.refusal, c.choices[0].finish_reason) for c in chunks]
         assert said == [("Once", None, None), (None, "No.", None), (None, None, "content_filter")]
-        with completions.stream(model="m", messages=[{"role": "user", "content": "hi"}]) as stream:
+        # openai 1 kept the helper under `beta`.
+        helper = completions if hasattr(completions, "stream") else client.beta.chat.completions
+        with helper.stream(model="m", messages=[{"role": "user", "content": "hi"}]) as stream:
             # The client's own word for it, where it would parse the content.
             with pytest.raises(openai.ContentFilterFinishReasonError):
                 stream.get_final_completion()

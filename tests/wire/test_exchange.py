@@ -26,9 +26,9 @@ from guardrail_vl.wire.exchange import (
     Whole,
     exchange,
     finish,
-    pin,
     stops,
 )
+from guardrail_vl.wire.pictures import pin, remote_pictures
 from guardrail_vl.wire.sse import parse_frame
 
 GUARD = Guard(engine=ScriptedEngine(by_keyword("BADWORD")))
@@ -206,3 +206,8 @@ def test_what_stands_beside_a_stream_s_data_is_judged_too(raw: bytes) -> None:
         b": ping - 2026-11-21 08:00:00\n\n",
     ):
         assert list(answer.read(parse_frame(quiet))) == []
+
+
+def test_remote_pictures_are_found_wherever_they_stand() -> None:
+    assert remote_pictures({"input": [{"content": [{"type": "input_image", "image_url": "HTTP://a"}]}]})
+    assert not remote_pictures({"text": "http://a", "image_url": {"url": "data:,"}})

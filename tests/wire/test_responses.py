@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from openai.types.responses import Response
 
 from guardrail_vl.errors import ContentError
 from guardrail_vl.parts import (
@@ -39,6 +38,9 @@ from tests.wire.responses_bodies import (
     reply,
     request,
 )
+
+pytest.importorskip("openai.types.responses", reason="openai before 1.66 has no Responses API")
+from openai.types.responses import Response
 
 MARKER = "zqmarkerqz"
 ENDPOINT = Responses()

@@ -14,7 +14,6 @@ import openai
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from openai.types.responses import Response, ResponseStreamEvent
 
 from guardrail_vl.errors import ContentError
 from guardrail_vl.parts import ImagePart, TextPart, ToolCallPart
@@ -25,6 +24,9 @@ from guardrail_vl.wire.responses import Responses, StoredResponse
 from guardrail_vl.wire.sse import Frame, FrameSplitter, parse_frame
 from tests.wire.responses_bodies import READING, Json, b64, data_url, events, frame, nodes, replaced, reply, request
 from tests.wire.test_responses import HOSTED_ITEMS, MARKER, ODD, dotted, judged, leaf_paths, planted
+
+pytest.importorskip("openai.types.responses", reason="openai before 1.66 has no Responses API")
+from openai.types.responses import Response, ResponseStreamEvent
 
 # openai 3 sits on httpx2, the majors before it on httpx.
 http: Any = importlib.import_module("httpx2" if int(openai.__version__.split(".")[0]) > 2 else "httpx")

@@ -170,7 +170,7 @@ class _Sync(_Transport):
         trail = Trail()
         try:
             answer = self._run(
-                exchange(request.method, request.url.path, request.read(), self.rules, trail, self.seen), request, state
+                exchange(request.method, _path(request), request.read(), self.rules, trail, self.seen), request, state
             )
         except BaseException as error:
             if state.upstream is not None:
@@ -263,7 +263,7 @@ class _Async(_Transport):
         state = SimpleNamespace(upstream=None)
         trail = Trail()
         try:
-            steps = exchange(request.method, request.url.path, await request.aread(), self.rules, trail, self.seen)
+            steps = exchange(request.method, _path(request), await request.aread(), self.rules, trail, self.seen)
             answer = await self._run(steps, request, state)
         except BaseException as error:
             if state.upstream is not None:
@@ -368,6 +368,12 @@ def transports(lib: ModuleType) -> Any:
         sync=type("GuardTransport", (_Sync, lib.BaseTransport), {"kinds": kinds}),
         asynchronous=type("AsyncGuardTransport", (_Async, lib.AsyncBaseTransport), {"kinds": kinds}),
     )
+
+
+def _path(request: Any) -> str:
+    # As it is sent: a decoded path may read differently.
+    raw: bytes = request.url.raw_path
+    return raw.decode("ascii", "replace").partition("?")[0]
 
 
 def _head(upstream: Any) -> Head:

@@ -22,6 +22,7 @@ from guardrail_vl.turn import Turn, is_blank
 from guardrail_vl.verdict import Decision, Stage
 from guardrail_vl.wire import jsons
 from guardrail_vl.wire.base import REFUSAL, Candidate, Endpoint, Json, Reading, StreamReader
+from guardrail_vl.wire.pictures import pin, remote_pictures, unseen
 from guardrail_vl.wire.routes import Passed, Unguarded, route
 from guardrail_vl.wire.sse import Frame
 
@@ -215,7 +216,7 @@ def exchange(
     head: Head | None = None
     if not judge.contents:
         decisions: list[Decision] = []
-    elif rules.when == "beside" and not asked.may_pin:
+    elif rules.when == "beside" and not remote_pictures(asked.body):
         decisions, head = yield Open(beside=judge)
     else:
         decisions = yield judge
@@ -276,7 +277,6 @@ class _Asked:
         previous = body.get("previous_response_id")
         if isinstance(previous, str) and previous in seen:
             self.allow |= {"previous_response_id"}
-        self.may_pin = b'"http' in json.dumps(body).encode()
         self._turns: dict[int, Turn] = {}
         self._fetched: dict[str, str] = {}
 
@@ -313,21 +313,6 @@ class _Asked:
 
     def pin_reply(self, reply: Json) -> bytes | None:
         return json.dumps(pin(reply, self._fetched)).encode() if self._fetched else None
-
-
-def pin(value: Any, fetched: Mapping[str, str]) -> Any:
-    """The JSON with each picture's URL replaced by the `data:` URL of what was fetched from it."""
-    if isinstance(value, list):
-        return [pin(one, fetched) for one in value]
-    if not isinstance(value, Mapping):
-        return value
-    out = {key: pin(one, fetched) for key, one in value.items()}
-    picture = out.get("image_url")
-    if isinstance(picture, str):
-        out["image_url"] = fetched.get(picture, picture)
-    elif isinstance(picture, dict) and isinstance(picture.get("url"), str):
-        picture["url"] = fetched.get(picture["url"], picture["url"])
-    return out
 
 
 def _refused(endpoint: Endpoint, asked: _Asked, rules: Rules) -> Whole:
@@ -383,7 +368,7 @@ def _read_reply(body: bytes, asked: _Asked) -> tuple[Json, list[Candidate], tupl
     try:
         reply = jsons.loads(body)
         # Only to count them: pictures are looked at when each is judged.
-        candidates = read(load=_unseen)
+        candidates = read(load=unseen)
     except ContentError as error:
         return reply, [Candidate(())], (functools.partial(_raise, error),)
 
@@ -392,17 +377,6 @@ def _read_reply(body: bytes, asked: _Asked) -> tuple[Json, list[Candidate], tupl
         return Turn((*asked.messages(candidate.prompt), *candidate.messages))
 
     return reply, candidates, tuple(functools.partial(turn, i) for i in range(len(candidates)))
-
-
-def _unseen(source: ImageSource) -> ImagePart:
-    return _blank_picture()
-
-
-@functools.cache
-def _blank_picture() -> ImagePart:
-    return ImagePart.load(
-        "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
-    )
 
 
 def _raise(error: GuardrailError, load: object = None) -> Turn:

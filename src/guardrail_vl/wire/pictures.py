@@ -1,0 +1,46 @@
+"""Pictures behind URLs in a request's or reply's JSON. Fetches nothing."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from guardrail_vl.media import ImageSource
+from guardrail_vl.parts import ImagePart
+
+
+def remote_pictures(value: Any) -> bool:
+    """Whether the JSON has pictures that must be fetched before it can be sent."""
+    if isinstance(value, Mapping):
+        picture = value.get("image_url")
+        url = picture.get("url") if isinstance(picture, Mapping) else picture
+        return (isinstance(url, str) and not url.startswith("data:")) or any(map(remote_pictures, value.values()))
+    return isinstance(value, list) and any(map(remote_pictures, value))
+
+
+def pin(value: Any, fetched: Mapping[str, str]) -> Any:
+    """The JSON with each picture's URL replaced by the `data:` URL of what was fetched from it."""
+    if isinstance(value, list):
+        return [pin(one, fetched) for one in value]
+    if not isinstance(value, Mapping):
+        return value
+    out = {key: pin(one, fetched) for key, one in value.items()}
+    picture = out.get("image_url")
+    if isinstance(picture, str):
+        out["image_url"] = fetched.get(picture, picture)
+    elif isinstance(picture, dict) and isinstance(picture.get("url"), str):
+        picture["url"] = fetched.get(picture["url"], picture["url"])
+    return out
+
+
+def unseen(source: ImageSource) -> ImagePart:
+    """Stands for any picture where only the number of answers matters."""
+    return _blank_picture()
+
+
+@functools.cache
+def _blank_picture() -> ImagePart:
+    return ImagePart.load(
+        "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
+    )
