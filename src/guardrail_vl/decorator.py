@@ -14,7 +14,7 @@ import types
 import typing
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
 from guardrail_vl._arguments import EVERY, Arguments, PromptOf, in_result, is_empty, kind_of, messages_of
 from guardrail_vl._pump import apump, pump
@@ -23,12 +23,11 @@ from guardrail_vl.parts import ImageLoader
 from guardrail_vl.streaming import Check, HoldBack, Mode, Piece, Streaming
 from guardrail_vl.turn import Making, Message, Turn
 from guardrail_vl.verdict import Decision, Stage
-from guardrail_vl.wire.base import REFUSAL
+from guardrail_vl.wire.base import REFUSAL, OnBlock
 
 if TYPE_CHECKING:
     from guardrail_vl.guard import Guard
 
-OnBlock = Literal["raise", "refuse", "annotate"]
 Function = TypeVar("Function", bound="Callable[..., Any] | classmethod[Any, Any, Any] | staticmethod[Any, Any]")
 
 
@@ -156,9 +155,6 @@ class _Plan:
         if asked is None:
             return ()
         refused = yield from self._judged(asked, Stage.PROMPT)
-        if refused is None and asked.turn is not None and asked.turn.has_response:
-            # A reply that the model is to go on with: the prompt's stage does not cover it.
-            refused = yield from self._judged(asked, Stage.RESPONSE)
         if refused is not None:
             return refused
         return () if asked.turn is None else asked.turn.messages

@@ -20,8 +20,8 @@ from guardrail_vl.integrations._httpx import TRAIL, Annotation, transports
 from guardrail_vl.parts import ImagePart
 from guardrail_vl.streaming import Mode, Streaming
 from guardrail_vl.verdict import Decision
-from guardrail_vl.wire.base import REFUSAL
-from guardrail_vl.wire.exchange import OnBlock, Rules, When
+from guardrail_vl.wire.base import REFUSAL, OnBlock
+from guardrail_vl.wire.exchange import Rules, When
 
 Client = TypeVar("Client")
 

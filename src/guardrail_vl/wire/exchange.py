@@ -21,12 +21,11 @@ from guardrail_vl.streaming import HoldBack, Piece, Streaming
 from guardrail_vl.turn import Turn, is_blank
 from guardrail_vl.verdict import Decision, Stage
 from guardrail_vl.wire import jsons
-from guardrail_vl.wire.base import REFUSAL, Candidate, Endpoint, Json, Reading, StreamReader
+from guardrail_vl.wire.base import REFUSAL, Candidate, Endpoint, Json, OnBlock, Reading, StreamReader
 from guardrail_vl.wire.pictures import pin, remote_pictures, unseen
 from guardrail_vl.wire.routes import Passed, Unguarded, route
 from guardrail_vl.wire.sse import Frame
 
-OnBlock = Literal["raise", "refuse", "annotate"]
 When = Literal["before", "beside"]
 
 _REMEMBERED: Final = 10_000
