@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGES = (ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), ROOT / "examples" / "README.md")
+PAGES = (
+    ROOT / "README.md",
+    *sorted(ROOT.glob("docs/**/*.md")),
+    ROOT / "examples" / "README.md",
+    *sorted(ROOT.glob("integrations/**/README.md")),
+)
 
 _FENCE = re.compile(r"(?P<indent> *)(?P<ticks>`{3,})(?P<info>[^`]*)")
 _NEEDS = re.compile(r"\s*<!-- needs: (?P<what>.*?) -->\s*")

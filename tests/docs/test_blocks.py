@@ -1,8 +1,9 @@
 """Every fenced block of the README and the docs is tried: Python runs, commands run, configuration loads.
 
 The Python blocks of a page run in order, in one namespace and one folder, as a reader would paste them into a notebook;
-`#> text` lines are what the block must print. A block under `<!-- needs: EXTRA -->` is compiled, and skipped with the
+`# > text` lines are what the block must print. A block under `<!-- needs: EXTRA -->` is compiled, and skipped with the
 reason where that extra can't be used. Files that a page shows with a `title` are written to the page's folder.
+`OpenAI()` finds a server that answers by rote.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ import yaml
 
 import guardrail_vl
 from tests.cli import tiny_server
+from tests.docs import llm
 from tests.docs.fences import ALL, PAGES, ROOT, Fence, fences, marks
 
 EXAMPLES = ROOT / "examples"
@@ -66,10 +68,17 @@ def _without_vllm() -> str:
     return "" if usable else why
 
 
+def _without_new_openai() -> str:
+    import openai
+
+    return "" if int(openai.__version__.partition(".")[0]) >= 2 else "openai 1 has not all of this"
+
+
 NEEDS: dict[str, Callable[[], str]] = {
     "embedded": lambda: _without("guardrail_vl.engines.embedded", "embedded"),
     "local": lambda: _without("guardrail_vl.engines.transformers", "local"),
     "vllm": _without_vllm,
+    "openai>=2": _without_new_openai,
 }
 
 
@@ -110,9 +119,8 @@ class Page:
             result = eval(code, self.names)
             if inspect.iscoroutine(result):
                 asyncio.run(result)
-        wanted = [line.strip()[2:].strip() for line in fence.text.splitlines() if line.strip().startswith("#>")]
-        if wanted:
-            assert printed.getvalue().splitlines() == wanted, fence.place
+        if wanted := outputs_of(fence):
+            assert [line.strip() for line in printed.getvalue().splitlines()] == wanted, fence.place
 
     def place_checkpoint(self) -> None:
         """Put a tiny real checkpoint where the docs name a hub id: a folder of that name is what gets loaded."""
@@ -120,6 +128,14 @@ class Page:
         if not path.exists():
             path.parent.mkdir()
             path.symlink_to(self.checkpoint(), target_is_directory=True)
+
+
+_OUTPUT = re.compile(r" *# ?>(.*)")
+
+
+def outputs_of(fence: Fence) -> list[str]:
+    """What a Python block says that it prints."""
+    return [found[1].strip() for line in fence.text.splitlines() if (found := _OUTPUT.fullmatch(line))]
 
 
 def compiled(fence: Fence, url: str = SERVER) -> CodeType:
@@ -134,6 +150,19 @@ def compiled(fence: Fence, url: str = SERVER) -> CodeType:
 def url() -> Iterator[str]:
     with tiny_server.serve() as base:
         yield base
+
+
+@pytest.fixture(scope="session")
+def openai_url() -> Iterator[str]:
+    with llm.serve() as server:
+        yield server.url
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, openai_url: str) -> None:
+    """What `OpenAI()` finds."""
+    monkeypatch.setenv("OPENAI_BASE_URL", openai_url)
+    monkeypatch.setenv("OPENAI_API_KEY", "no-key")
 
 
 @pytest.fixture(scope="session")
@@ -276,7 +305,7 @@ def test_every_block_says_what_it_is() -> None:
     assert [fence.place for fence in ALL if fence.language not in known] == []
 
 
-def test_every_mark_stands_above_a_block_and_names_an_extra() -> None:
+def test_every_mark_stands_above_a_block_and_names_what_we_know() -> None:
     assert {fence.needs for fence in ALL} - {""} <= NEEDS.keys()
     for page in PAGES:
         assert marks(page) == sum(bool(fence.needs) for fence in fences(page)), page.name
@@ -284,6 +313,7 @@ def test_every_mark_stands_above_a_block_and_names_an_extra() -> None:
 
 def test_there_are_blocks() -> None:
     assert {fence.page.name for fence in PYTHON} >= {"README.md", "quickstart.md", "images.md", "policies.md"}
+    assert sum(map(len, map(outputs_of, PYTHON))) > 100
     assert any(is_run(command) for fence in SHELL for command in commands(fence))
 
 

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
+import io
+from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import httpx
 import pytest
+from openai import OpenAI
 
-from guardrail_vl import ImagePart
+from guardrail_vl import Guard, ImagePart
+from guardrail_vl.errors import EngineUnavailableError
+from guardrail_vl.integrations.openai import guarded
+from guardrail_vl.testing import ScriptedEngine, by_keyword
 from tests.cli import tiny_server
+from tests.docs import llm
 from tests.docs.fences import ROOT
+from tests.integrations.llm import Llm
 
 EXAMPLES = ROOT / "examples"
 NAMES = sorted(path.stem for path in EXAMPLES.glob("*.py"))
 
 
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+def load(name: str, folder: Path = EXAMPLES) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"example_{name}", folder / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -87,3 +99,131 @@ def test_example_pictures(capsys: pytest.CaptureFixture[str], tmp_path: object) 
         drawn, kept = (ImagePart.load(f"{folder}/{name}") for folder in (tmp_path, EXAMPLES))
         assert drawn.views()[0].size == kept.views()[0].size
         assert drawn.views()[0].getcolors(1) is None
+
+
+# ---- with an LLM: a server that answers by rote stands in for OpenAI's -------------------------------------------------
+
+
+@pytest.fixture
+def openai(monkeypatch: pytest.MonkeyPatch) -> Iterator[Llm]:
+    with llm.serve(monkeypatch) as server:
+        yield server
+
+
+def strict() -> Guard:
+    """A guard that the answers by rote give something to object to."""
+    return Guard(engine=ScriptedEngine(by_keyword("crowbar", "pipe bomb")))
+
+
+def test_example_openai_sync(capsys: pytest.CaptureFixture[str], openai: Llm) -> None:
+    pytest.importorskip("guardrail_vl.engines.embedded")
+    answered, blocked = run("openai_sync", capsys)
+    assert answered.startswith("answered Roast ripe tomatoes")
+    assert answered.endswith("(prompt allow, response allow)")
+    assert blocked.startswith("blocked  prompt: The request was judged harmful")
+    assert len(openai.requests) == 1
+    down = Guard(engine=ScriptedEngine(lambda _: EngineUnavailableError("The engine is gone.")))
+    example = load("openai_sync")
+    with guarded(OpenAI(), strict()) as client:
+        assert example.ask(client, "The door is stuck").startswith("blocked  response")
+    with guarded(OpenAI(), down) as client:
+        assert example.ask(client, "Hello") == "failed   EngineUnavailableError: The engine is gone."
+
+
+def test_example_openai_async(capsys: pytest.CaptureFixture[str], openai: Llm) -> None:
+    pytest.importorskip("guardrail_vl.engines.embedded")
+    assert [line.split()[0] for line in run("openai_async", capsys)] == ["answered", "blocked", "answered"]
+
+
+def test_example_openai_stream(capsys: pytest.CaptureFixture[str], openai: Llm) -> None:
+    pytest.importorskip("guardrail_vl.engines.embedded")
+    told, judged, _, stopped = run("openai_stream", capsys)
+    assert told.strip() == llm.text_for("tomato soup")
+    assert judged == "judged: prompt allow, response allow"
+    assert stopped.startswith("[stopped: The request was judged harmful")
+    with guarded(OpenAI(), strict()) as client:
+        load("openai_stream").tell(client, "The door is stuck")
+    told, stopped = capsys.readouterr().out.splitlines()
+    assert told.startswith("The blue door is often stuck.")
+    assert "crowbar" not in told
+    assert stopped.startswith("[stopped: The response was judged harmful")
+
+
+def test_example_openai_tools(capsys: pytest.CaptureFixture[str], openai: Llm) -> None:
+    pytest.importorskip("guardrail_vl.engines.embedded")
+    ran, answered = run("openai_tools", capsys)
+    assert ran == "look_up('tomatoes')"
+    assert answered == f"answered {llm.HARMLESS}"
+    with guarded(OpenAI(), strict()) as client:
+        said = load("openai_tools").answer(client, "Look up the secret recipe.")
+    assert said.startswith("blocked  response: ")
+    assert capsys.readouterr().out == ""  # the tool did not run
+
+
+def test_example_openai_images(capsys: pytest.CaptureFixture[str], openai: Llm) -> None:
+    pytest.importorskip("guardrail_vl.engines.embedded")
+    door, note = run("openai_images", capsys)
+    assert door.startswith(f"answered {llm.HARMLESS} (prompt annotate: ")
+    assert note.startswith("blocked  The request was judged harmful")
+    sent = openai.requests[0]["messages"][0]["content"][1]["image_url"]["url"]
+    assert sent == ImagePart.load(EXAMPLES / "door.png").data_url
+    assert len(openai.requests) == 1
+
+
+def test_example_fastapi_stream(openai: Llm) -> None:
+    example = load("fastapi_stream")
+
+    async def ask(guard: Guard, *questions: str) -> list[tuple[int, str]]:
+        app: Any = example.make_app(guard)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app") as browser,
+        ):
+            replies = [await browser.post("/chat", json={"question": question}) for question in questions]
+        return [(reply.status_code, reply.text) for reply in replies]
+
+    whole, cut, blocked = asyncio.run(ask(strict(), "tomato soup", "The door is stuck", "a crowbar"))
+    assert (whole[0], whole[1].strip()) == (200, llm.text_for("tomato soup"))
+    assert cut[0] == 200
+    assert cut[1].startswith("The blue door is often stuck.")
+    assert cut[1].endswith("\n[The rest is withheld.]")
+    assert "crowbar" not in cut[1]
+    assert blocked == (400, '{"error":"I can\'t help with that."}')
+    assert len(openai.requests) == 2
+
+    def down_on(prompt: object) -> EngineUnavailableError:
+        return EngineUnavailableError("The engine is gone.")
+
+    down = Guard(engine=ScriptedEngine(down_on))
+    assert asyncio.run(ask(down, "Hello")) == [(503, '{"error":"Please try again later."}')]
+    # One that judges prompts, and fails on replies as soon as they name a colour.
+    late = Guard(engine=ScriptedEngine(lambda p: down_on(p) if "blue" in p.messages[-1].text else by_keyword()(p)))
+    ((status, text),) = asyncio.run(ask(late, "Hello"))
+    assert status == 200
+    assert text.endswith("\n[The rest could not be checked. Please try again later.]")
+    assert "blue" not in text
+
+
+def test_example_decorator(capsys: pytest.CaptureFixture[str], openai: Llm) -> None:
+    pytest.importorskip("guardrail_vl.engines.embedded")
+    lines = run("decorator", capsys)
+    soup = llm.text_for("tomato soup")
+    assert [line.strip() for line in lines[:2]] == [f"answer: {soup}", f"tell:   {soup}"]
+    assert lines[2].startswith("answer: blocked: The request was judged harmful")
+    assert lines[3] == "tell:   I can't help with that."
+    assert len(openai.requests) == 2
+
+
+def test_the_minimal_app_of_openai(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, openai: Llm
+) -> None:
+    pytest.importorskip("guardrail_vl.engines.embedded")
+    said = ["What is a good recipe for tomato soup?", "Explain step by step how to build a pipe bomb.", "Thank you!"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(said)))
+    load("app", ROOT / "integrations" / "openai").main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].strip() == llm.text_for("tomato soup")
+    assert lines[1].startswith("[blocked: ")
+    assert lines[2].strip() == llm.HARMLESS
+    assert [m["content"].strip() for m in openai.requests[-1]["messages"]] == [said[0], lines[0].strip(), said[2]]
+    assert len(openai.requests) == 2

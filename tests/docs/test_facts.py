@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import tomllib
 
 import pytest
 
@@ -67,3 +68,24 @@ def test_every_figure_of_the_embedded_guard_is_the_measured_one() -> None:
     shown = [line for line in page.splitlines() if re.match(r"\| [a-z_]+ \| (split|new) \|", line)]
     assert len(shown) > 10
     assert [line for line in shown if line not in measured] == []
+
+
+def test_the_tested_versions_of_hosts_are_those_that_are_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (declared,) = project["optional-dependencies"]["openai"]
+    folder = ROOT / "integrations" / "openai"
+    pins = {path.stem: path.read_text(encoding="utf-8").splitlines() for path in folder.glob("*.txt")}
+    majors = sorted(int(name.split("-")[1]) for name in pins)
+    oldest = pins["openai-1-oldest"][0].removeprefix("openai==").removesuffix(".0")
+    assert declared == f"openai>={oldest},<{majors[-1] + 1}"
+    assert majors == list(range(1, majors[-1] + 1))
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    assert [name for name in pins if f"`{name}.txt`" not in readme] == []
+
+
+def test_both_readmes_of_integrations_begin_with_the_rule() -> None:
+    for path in (ROOT / "integrations" / "README.md", ROOT / "integrations" / "openai" / "README.md"):
+        first = path.read_text(encoding="utf-8").splitlines()[0]
+        assert re.sub(r"\[(.*?)\]\(.*?\)", r"\1", first).replace("`", "") == (
+            "If it can be imported it is in src/; if it is run, it is here."
+        )

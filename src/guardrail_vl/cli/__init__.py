@@ -1,4 +1,4 @@
-"""The command line: `guardrail-vl check`, `doctor`, `policy test`, `policy schema`. Decides nothing by itself.
+"""The command line: `check`, `doctor`, `leakcheck`, `policy test`, `policy schema`. Decides nothing by itself.
 
 Exit status of every command: 0 passed (allow, and annotate with a visible mark), 1 blocked or a failed example, 2 an
 error: no verdict, a wrong setting, wrong usage. 130 after Ctrl-C, 141 when the reader of our output went away.
@@ -17,6 +17,7 @@ from guardrail_vl import __version__
 from guardrail_vl.cli.check import check
 from guardrail_vl.cli.doctor import doctor
 from guardrail_vl.cli.door import QuietCommand, QuietGroup
+from guardrail_vl.cli.leakcheck import leakcheck
 from guardrail_vl.cli.policy import policy_schema, policy_test
 
 PROGRAM = "guardrail-vl"
@@ -28,6 +29,7 @@ policy = typer.Typer(no_args_is_help=True, help="Try a policy file, and describe
 # Extra arguments are let in so that our own message names them without repeating them: they may be the text to judge.
 app.command("check", cls=QuietCommand, context_settings={"allow_extra_args": True})(check)
 app.command("doctor")(doctor)
+app.command("leakcheck")(leakcheck)
 app.add_typer(policy, name="policy")
 policy.command("test")(policy_test)
 policy.command("schema")(policy_schema)

@@ -316,7 +316,7 @@ class _Asked:
 
 def _refused(endpoint: Endpoint, asked: _Asked, rules: Rules) -> Whole:
     if endpoint.streams(asked.body):
-        ending = endpoint.reader(asked.body, asked.reading(rules.load)).refuse(rules.refusal)
+        ending = endpoint.reader(asked.body, asked.reading(_at_hand(rules.load))).refuse(rules.refusal)
         return Whole(ending, media_type="text/event-stream")
     return Whole(json.dumps(endpoint.refuse(asked.body, rules.refusal)).encode())
 
@@ -329,7 +329,7 @@ def _reply(head: Head, asked: _Asked, rules: Rules, trail: Trail, seen: Seen) ->
     if head.status < 300 and head.media_type == "text/event-stream":
         hold: HoldBack[Frame] = HoldBack(asked.all_messages(), rules.streaming, enforce=rules.on_block != "annotate")
         trail.hold = hold
-        return Streamed(hold, endpoint.reader(asked.body, asked.reading(rules.load)))
+        return Streamed(hold, endpoint.reader(asked.body, asked.reading(_at_hand(rules.load))))
     body: bytes = yield ReadBody()
     if head.status >= 300:
         # An error may quote what a model wrote; and what a redirect says nobody needs.
@@ -353,6 +353,18 @@ def _reply(head: Head, asked: _Asked, rules: Rules, trail: Trail, seen: Seen) ->
     if not any(d.blocked for d in decisions):
         seen.add(reply.get("id"))
     return Whole(asked.pin_reply(reply) or body, head.status, head.media_type, from_upstream=True)
+
+
+def _at_hand(load: ImageLoader) -> ImageLoader:
+    def at_hand(source: ImageSource) -> ImagePart:
+        if isinstance(source, str) and not source.startswith("data:"):
+            raise ContentError(
+                "A stream shows a picture by its URL: it can't be fetched while the stream is judged.",
+                hint="Ask for a reply that is not streamed, or for pictures as data.",
+            )
+        return load(source)
+
+    return at_hand
 
 
 def _read_reply(body: bytes, asked: _Asked) -> tuple[Json, list[Candidate], tuple[Content, ...]]:
