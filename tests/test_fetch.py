@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import io
 import itertools
 import shutil
@@ -21,10 +22,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from guardrail_vl import Guard
 from guardrail_vl._address import is_disguised, is_public, resolve
 from guardrail_vl.errors import ContentError
 from guardrail_vl.fetch import MAX_REDIRECTS, Resolver, afetch, fetch
 from guardrail_vl.media import ImageLimits, load_image
+from guardrail_vl.prompt_format.base import PromptImage
+from guardrail_vl.testing import ScriptedEngine, by_keyword
 
 SECRET = "hunter2"
 NAME = "pictures.example"
@@ -536,3 +540,22 @@ def test_many_at_once() -> None:
 
     with serving(ok(PNG)) as server:
         assert asyncio.run(scenario(server.port)) == [PNG] * 20
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_guard_judges_what_it_fetched(monkeypatch: pytest.MonkeyPatch, asynchronous: bool) -> None:
+    allowed: dict[str, Any] = {"resolver": local, "allow_address": lambda a: a == "127.0.0.1", "ports": range(65536)}
+    monkeypatch.setattr("guardrail_vl.fetch.fetch", functools.partial(fetch, **allowed))
+    monkeypatch.setattr("guardrail_vl.fetch.afetch", functools.partial(afetch, **allowed))
+    engine = ScriptedEngine(by_keyword("BADWORD"))
+    guard = Guard(engine=engine, fetch_images=True)
+    with serving(ok(PNG)) as server:
+        url = f"http://{NAME}:{server.port}/door.png"
+        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "image_url", "image_url": {"url": url}}]
+        messages = [{"role": "user", "content": content}]
+        decision = asyncio.run(guard.acheck(messages)) if asynchronous else guard.check(messages)
+        assert len(server.requests) == 1  # both are the same picture
+    assert not decision.failed, decision.reason
+    (prompt,) = engine.prompts
+    parts = [part for message in prompt.messages for part in message.content]
+    assert [part.part.data for part in parts if isinstance(part, PromptImage)] == [PNG, PNG]

@@ -391,7 +391,8 @@ def _with_fetched(make: Callable[..., Turn], load: ImageLoader) -> Turn | FetchP
 
 @functools.cache
 def _placeholder() -> ImagePart:
-    return ImagePart(base64.b64decode("R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="))
+    png = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNgYGAAAAAEAAH2FzhVAAAAAElFTkSuQmCC"
+    return ImagePart(base64.b64decode(png))
 
 
 def _listed(images: Images) -> Images:
