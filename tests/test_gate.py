@@ -65,7 +65,7 @@ def test_waiting_ends_at_the_deadline_and_loses_no_place() -> None:
         gate.acquire(Deadline.after(0.05))
     with pytest.raises(EngineUnavailableError):
         asyncio.run(gate.aacquire(Deadline.after(0.05)))
-    assert time.monotonic() - start < 0.5
+    assert time.monotonic() - start < 2
     gate.release()
     gate.acquire(Deadline.after(0.05))
 

@@ -178,14 +178,14 @@ def test_max_concurrency_bounds_the_engine() -> None:
 
 
 def test_waiting_for_a_place_counts_towards_the_deadline() -> None:
-    guard = Guard(engine=ScriptedEngine(bomb, delay=0.5), max_concurrency=1, deadline=0.1)
+    guard = Guard(engine=ScriptedEngine(bomb, delay=5), max_concurrency=1, deadline=0.1)
     start = time.monotonic()
 
     async def three() -> list[Any]:
         return await asyncio.gather(*(guard.acheck_prompt(f"x{i}") for i in range(3)))
 
     assert all(d.failed and d.blocked for d in asyncio.run(three()))
-    assert time.monotonic() - start < 0.3
+    assert time.monotonic() - start < 2
 
 
 def test_a_cancelled_check_lets_go() -> None:

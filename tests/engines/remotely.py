@@ -18,7 +18,7 @@ Mode = Literal["sync", "async"]
 MODES: tuple[Mode, ...] = ("sync", "async")
 USER = "ünmistakable wörds of a user"
 KEY = "sk-sesame-secret-42"
-SLACK = 0.15
+SLACK = 0.8
 """Seconds beyond a deadline that a busy test machine may take; measured alone it is a few milliseconds."""
 
 

@@ -305,7 +305,7 @@ def test_the_deadline_holds_and_the_batch_is_given_up(tireless: TransformersEngi
     deadline = Deadline.after(seconds)
     started = time.monotonic()
     outcomes = tireless.generate([ENDLESS] * 3, deadline=deadline)
-    assert time.monotonic() - started < max(seconds, 0) + 0.3
+    assert time.monotonic() - started < max(seconds, 0) + 1
     assert all(isinstance(o, EngineUnavailableError) and "deadline" in str(o) for o in outcomes)
     _assert_free(tireless)
 

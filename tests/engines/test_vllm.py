@@ -210,7 +210,7 @@ def test_the_deadline_holds_and_the_prompt_is_aborted(engine: VLLMEngine, second
     endless = Prompt(free("go on").messages, max_tokens=800, pattern="[a-z]{2000}")
     started = time.monotonic()
     outcomes = engine.generate([endless] * 2, deadline=Deadline.after(seconds))
-    assert time.monotonic() - started < max(seconds, 0) + 0.3
+    assert time.monotonic() - started < max(seconds, 0) + 1
     assert all(isinstance(o, EngineUnavailableError) and "deadline" in str(o) for o in outcomes)
     _assert_idle(engine)
 
