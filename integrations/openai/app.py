@@ -1,7 +1,5 @@
 """A chat in the terminal on a guarded client. What is blocked stays neither on the screen nor in the history."""
 
-
-
 from __future__ import annotations
 
 import os

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import functools
 from collections.abc import Callable, Sequence
 
 from guardrail_vl._flow import FetchPlan
 from guardrail_vl.errors import ContentError
 from guardrail_vl.media import ImageSource
+from guardrail_vl.parts import blank_picture
 from guardrail_vl.turn import ImageLoader, ImagePart, Turn
 
 
@@ -19,7 +18,7 @@ def with_fetched(make: Callable[..., Turn], load: ImageLoader) -> Turn | FetchPl
     def note(source: ImageSource) -> ImagePart:
         if isinstance(source, str) and source.startswith(("http:", "https:")):
             urls.append(source)
-        return _placeholder()
+        return blank_picture()
 
     make(load=note)
     if not urls:
@@ -40,9 +39,3 @@ def with_fetched(make: Callable[..., Turn], load: ImageLoader) -> Turn | FetchPl
         return make(load=pinned)
 
     return FetchPlan(wanted, finish)
-
-
-@functools.cache
-def _placeholder() -> ImagePart:
-    png = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNgYGAAAAAEAAH2FzhVAAAAAElFTkSuQmCC"
-    return ImagePart(base64.b64decode(png))

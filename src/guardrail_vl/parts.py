@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Final, Literal, Self, get_args
@@ -155,6 +156,13 @@ class RefusalPart(Value):
 
     def __post_init__(self) -> None:
         checked(self.text, "refusal")
+
+
+@functools.cache
+def blank_picture() -> ImagePart:
+    """One black pixel: stands for a picture where content is read only to see what is in it."""
+    png = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNgYGAAAAAEAAH2FzhVAAAAAElFTkSuQmCC"
+    return ImagePart(base64.b64decode(png))
 
 
 ImageLoader = Callable[[ImageSource], ImagePart]

@@ -16,13 +16,13 @@ from typing import Any, Final, Literal, get_args
 
 from guardrail_vl.errors import BlockedError, ConfigurationError, ContentError, GuardrailError
 from guardrail_vl.media import ImageSource
-from guardrail_vl.parts import ImageLoader, ImagePart, Message, TextPart
+from guardrail_vl.parts import ImageLoader, ImagePart, Message, TextPart, blank_picture
 from guardrail_vl.streaming import HoldBack, Piece, Streaming
 from guardrail_vl.turn import Turn, is_blank
 from guardrail_vl.verdict import Decision, Stage
 from guardrail_vl.wire import jsons
 from guardrail_vl.wire.base import REFUSAL, Candidate, Endpoint, Json, OnBlock, Reading, StreamReader
-from guardrail_vl.wire.pictures import pin, remote_pictures, unseen
+from guardrail_vl.wire.pictures import pin, remote_pictures
 from guardrail_vl.wire.routes import Passed, Unguarded, route
 from guardrail_vl.wire.sse import Frame
 
@@ -379,7 +379,7 @@ def _read_reply(body: bytes, asked: _Asked) -> tuple[Json, list[Candidate], tupl
     try:
         reply = jsons.loads(body)
         # Only to count them: pictures are looked at when each is judged.
-        candidates = read(load=unseen)
+        candidates = read(load=lambda _: blank_picture())
     except ContentError as error:
         return reply, [Candidate(())], (functools.partial(_raise, error),)
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any
-
-from guardrail_vl.media import ImageSource
-from guardrail_vl.parts import ImagePart
 
 
 def remote_pictures(value: Any) -> bool:
@@ -32,15 +28,3 @@ def pin(value: Any, fetched: Mapping[str, str]) -> Any:
     elif isinstance(picture, dict) and isinstance(picture.get("url"), str):
         picture["url"] = fetched.get(picture["url"], picture["url"])
     return out
-
-
-def unseen(source: ImageSource) -> ImagePart:
-    """Stands for any picture where only the number of answers matters."""
-    return _blank_picture()
-
-
-@functools.cache
-def _blank_picture() -> ImagePart:
-    return ImagePart.load(
-        "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
-    )
