@@ -70,6 +70,15 @@ def test_every_figure_of_the_embedded_guard_is_the_measured_one() -> None:
     assert [line for line in shown if line not in measured] == []
 
 
+def test_every_figure_of_the_guarded_client_is_the_measured_one() -> None:
+    measured = (ROOT / "benchmarks" / "openai_client" / "results.md").read_text(encoding="utf-8").splitlines()
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    section = page.partition("<!-- measured: openai_client -->")[2].partition("<!-- measured: http -->")[0]
+    shown = [line for line in section.splitlines() if line.startswith("|")]
+    assert len(shown) > 20
+    assert [line for line in shown if line not in measured] == []
+
+
 def test_the_tested_versions_of_hosts_are_those_that_are_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     (declared,) = project["optional-dependencies"]["openai"]

@@ -6,12 +6,16 @@ unsupported.
 
 import asyncio
 import contextlib
+import signal
 from importlib.metadata import version
 
 from guardrail_vl.leakcheck import Log, Seen
 from guardrail_vl.leakcheck.drivers import both
 
 CALLS = frozenset(("chat.create", "chat.stream", "chat.history", "chat.interleave", "chat.together", "chat.cancel"))
+
+SECONDS = 20
+"""For one probe."""
 
 
 class Chat:
@@ -39,7 +43,19 @@ class Chat:
     def run(self, probe, base_url):
         if why := self.lacks(probe):
             return Seen("passed", unsupported=why)
-        return asyncio.run(self._run(probe, base_url))
+
+        def late(number, frame):
+            raise TimeoutError(f"no answer in {SECONDS} s")
+
+        # An alarm, not a timeout of the event loop: a client that turns in a circle never comes back to the loop.
+        signal.signal(signal.SIGALRM, late)
+        signal.alarm(SECONDS)
+        try:
+            return asyncio.run(self._run(probe, base_url))
+        except TimeoutError as error:
+            return Seen("error", error_type=type(error).__name__)
+        finally:
+            signal.alarm(0)
 
     async def _run(self, probe, base_url):
         with Log() as log:
