@@ -33,6 +33,7 @@ QUIET = {
     "LANGSMITH_TRACING": "false", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "OPENAI_API_KEY": "sk-leakcheck",
     "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{HERE}",
 }  # fmt: skip
+KEPT = ("id", "title", "status", "why", "outcome", "error", "upstream_calls")
 SHOWN = {"sealed": "sealed", "leaks": "**LEAKS**", "wrong": "wrong", "unsupported": "–"}
 
 
@@ -75,6 +76,7 @@ def test(name):
         tail = got.stderr.strip().splitlines()[-2:]
         return {"client": name, "skipped": f"status {got.returncode}: {' '.join(tail)[:300]}"}
     report = json.loads(lines[-1])
+    report["probes"] = [{key: probe[key] for key in KEPT} for probe in report["probes"]]
     print(f"{name}: {report['summary']} ({time.monotonic() - start:.0f} s)", flush=True)
     return {**report, "client": name}
 
@@ -116,7 +118,8 @@ def main():
         former[name] = test(name)
         results = [former[n] for n in CLIENTS if n in former]
         machine = {"python": platform.python_version(), "system": platform.system(), "machine": platform.machine()}
-        file.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
+        text = json.dumps({"machine": machine, "results": results}, ensure_ascii=False)
+        file.write_text(text.replace('{"id":', '\n{"id":') + "\n")  # a line for each probe
         (HERE / "results.md").write_text(table(results))
 
 

@@ -6,7 +6,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from guardrail_vl.cli import app
-from guardrail_vl.leakcheck import PROBES
+from guardrail_vl.cli.leakcheck import CLIENTS
+from guardrail_vl.leakcheck import DRIVERS, PROBES
 
 pytest.importorskip("openai")
 
@@ -48,3 +49,7 @@ def test_the_probes_are_listed() -> None:
     got = tried("--list")
     assert got.exit_code == 0
     assert len(got.stdout.splitlines()) == len(PROBES)
+
+
+def test_the_help_names_the_drivers_that_there_are() -> None:
+    assert list(CLIENTS) == list(DRIVERS)

@@ -79,6 +79,14 @@ def test_every_figure_of_the_guarded_client_is_the_measured_one() -> None:
     assert [line for line in shown if line not in measured] == []
 
 
+def test_the_comparison_in_the_readme_is_the_measured_one() -> None:
+    measured = (ROOT / "benchmarks" / "leakcheck" / "results.md").read_text(encoding="utf-8").splitlines()
+    shown = [
+        line for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if line in measured and line
+    ]
+    assert sum(line.startswith("| ") for line in shown) > 8
+
+
 def test_the_tested_versions_of_hosts_are_those_that_are_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     (declared,) = project["optional-dependencies"]["openai"]

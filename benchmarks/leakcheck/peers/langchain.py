@@ -24,6 +24,8 @@ class Agent(Chat):
         # The agent's tools are its own: it runs them.
         if probe.request.get("tools") not in (None, [TOOL]):
             return "the agent has another tool"
+        if probe.id == "out-tool-name":
+            return "an agent answers a call of an unknown tool by asking the model again, without end here"
         return super().lacks(probe)
 
     def middleware(self, base_url):

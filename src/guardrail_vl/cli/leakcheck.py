@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from guardrail_vl import leakcheck as suite
 from guardrail_vl.cli.door import BLOCKED, PASSED, door
 from guardrail_vl.cli.options import JsonOption
 from guardrail_vl.cli.show import PipedConsole, printable
 
+if TYPE_CHECKING:
+    from guardrail_vl import leakcheck as suite
+
+CLIENTS = ("openai", "openai-async", "openai-refuse", "openai-beside", "openai-full")
 _COLOUR = {"sealed": "green", "leaks": "bold red", "wrong": "yellow", "unsupported": "dim"}
 
 
@@ -26,7 +30,7 @@ def leakcheck(
         typer.Option(
             "--client",
             metavar="NAME",
-            help=f"{', '.join(suite.DRIVERS)}, or package.module:attribute for a driver of your own.",
+            help=f"{', '.join(CLIENTS)}, or package.module:attribute for a driver of your own.",
         ),
     ] = "openai",
     probe: Annotated[
@@ -42,6 +46,8 @@ def leakcheck(
 
     Exit status: 0 if nothing leaked and nothing was wrong, 1 if something did, 2 on an error.
     """
+    from guardrail_vl import leakcheck as suite  # building the probes would slow every other command
+
     probes = suite.pick(probe) if probe else suite.PROBES
     if list_:
         sys.stdout.write("".join(f"{one.id:<32}{one.title}\n" for one in probes))
@@ -55,6 +61,9 @@ def leakcheck(
 
 
 def _run(client: str, probes: tuple[suite.Probe, ...]) -> suite.Report:
+    from guardrail_vl import leakcheck as suite
+
+    sys.path.insert(0, os.getcwd())  # where a driver of one's own may lie
     driver = suite.load(client)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     progress = Progress(*columns, console=PipedConsole(stderr=True), transient=True) if sys.stderr.isatty() else None

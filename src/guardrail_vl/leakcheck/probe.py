@@ -118,6 +118,15 @@ TOOL: Final = {
         "parameters": {"type": "object", "properties": {"command": {"type": "string"}}, "required": ["command"]},
     },
 }
+STRICT_TOOL: Final = {
+    "type": "function",
+    "function": {
+        **TOOL["function"],  # type: ignore[dict-item]
+        "strict": True,
+        "parameters": {**TOOL["function"]["parameters"], "additionalProperties": False},  # type: ignore[index]
+    },
+}
+"""The helper that parses arguments takes no other."""
 RESPONSE_TOOL: Final = {"type": "function", "strict": False, **TOOL["function"]}  # type: ignore[dict-item]
 CUSTOM_TOOL: Final = {"type": "custom", "name": "run", "description": "Runs a command."}
 
