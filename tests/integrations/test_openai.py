@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from guardrail_vl.prompt_format.base import Completion, Prompt
 from guardrail_vl.streaming import Streaming
 from guardrail_vl.testing import ScriptedEngine, by_keyword
 from tests.integrations.llm import DONE, Answer, Llm, chunk, completion, stream
+from tests.wire import responses_bodies
 
 openai = pytest.importorskip("openai")
 from openai import AsyncOpenAI, AzureOpenAI, OpenAI
@@ -388,4 +390,17 @@ def test_observe_shows_all_and_tells(llm: Llm) -> None:
     events = ask(safe, stream=True)
     assert "".join(words(events)) == f"one {BAD} two"
     assert decisions(events)[-1].blocked
+    safe.close()
+
+
+def test_a_streamed_response_can_be_gone_on_from_by_its_id(llm: Llm) -> None:
+    if not hasattr(OpenAI, "responses"):
+        pytest.skip("this openai has no Responses API")
+    frames = [responses_bodies.frame(event).raw for event in responses_bodies.events()]
+    llm.answer = lambda body: Answer(media_type="text/event-stream", frames=frames)
+    safe = guarded(plain(llm), make_guard(), allow_unguarded={"image_generation", "web_search"})
+    (last,) = [e for e in safe.responses.create(model="m", input="Go.", stream=True) if e.type == "response.completed"]
+    for known, reply_id in ((True, last.response.id), (False, "resp_other")):
+        with contextlib.nullcontext() if known else pytest.raises(ContentError, match="previous_response_id"):
+            safe.responses.create(model="m", input="Go on.", previous_response_id=reply_id, stream=True).close()
     safe.close()

@@ -155,11 +155,10 @@ class _Transport:
     def failed(self, error: GuardrailError, request: Any) -> Any:
         return self.kinds.raising(400, request=request, content=b"", extensions={ERROR: error})
 
-    def done(self, answer: Streamed) -> bytes:
-        ending = finish(answer, self.rules)
-        if answer.hold.stopped is None:
-            self.seen.add(getattr(answer.reader, "response_id", None))
-        return ending
+    def out(self, answer: Streamed, frame: Frame) -> bytes:
+        answer.reader.released(frame)
+        self.seen.add(answer.reader.reply_id)
+        return frame.raw
 
 
 class _Sync(_Transport):
@@ -243,12 +242,11 @@ class _Sync(_Transport):
         frames = pump(read(), answer.hold, answer.read, judge)
         try:
             for frame in frames:
-                answer.reader.released(frame)
-                yield frame.raw
+                yield self.out(answer, frame)
         finally:
             frames.close()
             upstream.close()
-        ending = self.done(answer)
+        ending = finish(answer, self.rules)
         if ending:
             yield ending
 
@@ -337,12 +335,11 @@ class _Async(_Transport):
         frames = apump(read(), answer.hold, answer.read, judge)
         try:
             async for frame in frames:
-                answer.reader.released(frame)
-                yield frame.raw
+                yield self.out(answer, frame)
         finally:
             await frames.aclose()
             await upstream.aclose()
-        ending = self.done(answer)
+        ending = finish(answer, self.rules)
         if ending:
             yield ending
 

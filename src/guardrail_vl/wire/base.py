@@ -95,6 +95,9 @@ class Endpoint(ABC):
 class StreamReader(ABC):
     """Reads one event stream, frame by frame, in order. Knows what was released, to end it cleanly after a block."""
 
+    reply_id: str | None = None
+    """Id by which the whole reply can be gone on from. None: its end was not released, or there is no such id."""
+
     @abstractmethod
     def read(self, frame: Frame) -> Sequence[Piece]:
         """The content that a frame adds; empty for frames without content (roles, keep-alives, usage, `[DONE]`).

@@ -204,6 +204,9 @@ class ResponsesReader(StreamReader):
         event = self._unreleased.popleft()
         if event is not None:
             self._released.add(event)
+            if event["type"] == "response.completed":
+                reply_id = event["response"].get("id")
+                self.reply_id = reply_id if isinstance(reply_id, str) else None
 
     def refuse(self, text: str) -> bytes:
         """See `StreamReader.refuse`. Empty where the stream's last event has gone out: there is nothing to end."""
