@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from random import Random
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from guardrail_vl import Guard
@@ -52,22 +53,22 @@ def chunks(data: st.DataObject, raw: bytes) -> list[bytes]:
     return [raw[a:b] for a, b in zip([0, *cuts], [*cuts, len(raw)], strict=True)]
 
 
-@settings(max_examples=50)
-@given(streams(), st.integers(1, 200), st.integers(1, 4), st.sampled_from(["window", "full"]), st.data())
+@given(streams(), st.integers(1, 200), st.integers(1, 4), st.sampled_from(["window", "full"]), st.data(), st.randoms())
 def test_what_goes_out_is_a_prefix_of_what_was_approved(
-    stream: tuple[bytes, bool], window: int, in_flight: int, mode: Any, data: st.DataObject
+    stream: tuple[bytes, bool], window: int, in_flight: int, mode: Any, data: st.DataObject, chance: Random
 ) -> None:
     raw, harmful = stream
     hold: HoldBack[Frame] = HoldBack(ASKED, Streaming(mode=mode, window=window, in_flight=in_flight))
     answer = Streamed(hold, ENDPOINT.reader({"stream": True}, Reading(ImagePart.load)))
+    pace = chance.choice([0.1, 0.5, 1.0])
     splitter, out, clock, waiting = FrameSplitter(), b"", 0.0, {}
 
     def step() -> None:
         nonlocal out
         for check in hold.checks(clock):
             waiting[check.ticket] = check
-        for ticket in data.draw(st.permutations(sorted(waiting))):  # verdicts come late, and in any order
-            if data.draw(st.booleans()):
+        for ticket in sorted(waiting, key=lambda _: chance.random()):  # verdicts come late, and in any order
+            if chance.random() < pace:
                 hold.settle(ticket, GUARD.check(waiting.pop(ticket).turn, stage="response"))
         for one in hold.release():
             answer.reader.released(one)
