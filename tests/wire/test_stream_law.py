@@ -35,7 +35,9 @@ def frame(delta: dict[str, Any], choice: int = 0, finish: str | None = None) -> 
 @st.composite
 def streams(draw: st.DrawFn) -> tuple[bytes, bool]:
     """The bytes of a stream of two choices, and whether something in it is harmful."""
-    words = draw(st.lists(st.sampled_from(["a ", "one. ", "höch ", "🜁", "\n", "BAD", "WORD", "x" * 30]), max_size=25))
+    words = draw(
+        st.lists(st.sampled_from(["a ", "one. ", "höch ", "🜁", "\n", "BAD", "WORD", BAD, "x" * 30]), max_size=30)
+    )
     owners = [draw(st.integers(0, 1)) for _ in words]
     lines = [frame({"role": "assistant"}), ": keep-alive"]
     lines += [frame({"content": word}, choice) for word, choice in zip(words, owners, strict=True)]
@@ -53,13 +55,21 @@ def chunks(data: st.DataObject, raw: bytes) -> list[bytes]:
     return [raw[a:b] for a, b in zip([0, *cuts], [*cuts, len(raw)], strict=True)]
 
 
-@given(streams(), st.integers(1, 200), st.integers(1, 4), st.sampled_from(["window", "full"]), st.data(), st.randoms())
+@given(
+    streams(),
+    st.integers(1, 60),
+    st.integers(1, 4),
+    st.sampled_from(["window", "full"]),
+    st.data(),
+    st.integers(0, 2**32),
+)
 def test_what_goes_out_is_a_prefix_of_what_was_approved(
-    stream: tuple[bytes, bool], window: int, in_flight: int, mode: Any, data: st.DataObject, chance: Random
+    stream: tuple[bytes, bool], window: int, in_flight: int, mode: Any, data: st.DataObject, seed: int
 ) -> None:
     raw, harmful = stream
     hold: HoldBack[Frame] = HoldBack(ASKED, Streaming(mode=mode, window=window, in_flight=in_flight))
     answer = Streamed(hold, ENDPOINT.reader({"stream": True}, Reading(ImagePart.load)))
+    chance = Random(seed)
     pace = chance.choice([0.1, 0.5, 1.0])
     splitter, out, clock, waiting = FrameSplitter(), b"", 0.0, {}
 
