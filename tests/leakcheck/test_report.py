@@ -40,7 +40,9 @@ def test_without_a_guard_everything_leaks_but_what_is_harmless(unguarded: Report
     harmless = {"out-cut-short", "stream-malformed", "users-unmixed", "retry-good", "cancel", "closed-early", "types"}
     sealed = {row.probe.id for row in unguarded.sealed}
     assert {probe for probe in sealed if not probe.startswith("safe-")} == harmless
-    assert all(row.finding.green for row in unguarded.rows if row.probe.id.startswith("safe-"))
+    controls = [row.finding for row in unguarded.rows if row.probe.id.startswith("safe-")]
+    assert {finding.status for finding in controls} <= {"sealed", "unsupported"}  # an old openai has fewer surfaces
+    assert sum(finding.green for finding in controls) > 20
 
 
 def test_without_a_guard_every_known_leak_shows(unguarded: Report) -> None:
