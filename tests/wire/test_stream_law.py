@@ -55,7 +55,7 @@ def chunks(data: st.DataObject, raw: bytes) -> list[bytes]:
     return [raw[a:b] for a, b in zip([0, *cuts], [*cuts, len(raw)], strict=True)]
 
 
-@settings(max_examples=max(400, settings.default.max_examples))
+@settings(max_examples=400)
 @given(
     streams(),
     st.integers(1, 60),
