@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 from guardrail_vl._arguments import EVERY, Arguments, PromptOf, in_result, is_empty, kind_of, messages_of
 from guardrail_vl._pump import apump, pump
 from guardrail_vl.errors import BlockedError, ConfigurationError, ContentError
-from guardrail_vl.parts import ImageLoader
-from guardrail_vl.streaming import Check, HoldBack, Mode, Piece, Streaming
+from guardrail_vl.streaming import Check, HoldBack, Mode, Piece, Streaming, Unreadable
 from guardrail_vl.turn import Making, Message, Turn
 from guardrail_vl.verdict import Decision, Stage
 from guardrail_vl.wire.base import REFUSAL, OnBlock
@@ -169,7 +168,7 @@ class _Plan:
         try:
             given = result if self._response is None else self._response(result)
         except ContentError as problem:
-            return Making(functools.partial(_raise, problem))
+            return Making(Unreadable(problem))
         found = tuple(in_result(given, self._name))
         if all(map(is_empty, found)):
             return None
@@ -223,10 +222,6 @@ class _Plan:
         """
         if sent is not None:
             raise ConfigurationError(f"{self._name} is guarded, so it takes no send(): its items are held back.")
-
-
-def _raise(problem: ContentError, load: ImageLoader) -> Turn:
-    raise problem
 
 
 # ---- what a function is declared to give --------------------------------------------------------------------------

@@ -195,15 +195,18 @@ class _Choice:
                 raise self.error
             parts = tuple(p.part() for p in self.parts.values() if not (isinstance(p, _Call) and not p.done))
         except ContentError as problem:
-            return _Refused(problem)
+            return Unreadable(problem)
         return lambda load=None: Turn((*request, Message("assistant", parts)))
 
 
 @dataclass(frozen=True, slots=True)
-class _Refused:
+class Unreadable:
+    """Stands where a turn is made, and raises why none can be: the policy's fail mode then decides."""
+
     error: ContentError
 
     def __call__(self, load: object = None) -> Turn:
+        """Raises the error."""
         raise self.error
 
 

@@ -31,7 +31,6 @@ from guardrail_vl.wire.exchange import (
     Streamed,
     Trail,
     Untouched,
-    Whole,
     exchange,
     finish,
     stops,
@@ -141,16 +140,24 @@ class _Transport:
             request.method, request.url, headers=headers, content=body, extensions=request.extensions
         )
 
-    def whole(self, answer: Whole, upstream: Any, trail: Trail) -> Any:
-        headers = [("content-type", answer.media_type), ("content-length", str(len(answer.body)))]
-        if answer.from_upstream and upstream is not None:
-            headers = [*_kept(upstream), ("content-length", str(len(answer.body)))]
-        return self.kinds.annotated(answer.status, headers=headers, content=answer.body, extensions={TRAIL: trail})
+    def respond(self, answer: Answer, upstream: Any, trail: Trail) -> Any:
+        below = {} if upstream is None else upstream.extensions
+        if ERROR in below or isinstance(answer, Untouched):
+            return upstream
+        trail.inner = below.get(TRAIL)
+        extensions = {TRAIL: trail}
+        if isinstance(answer, Streamed):
+            stream = self.held_back(answer, upstream)
+            return self.kinds.annotated(
+                upstream.status_code, headers=_kept(upstream), stream=stream, extensions=extensions
+            )
+        kept = _kept(upstream) if answer.from_upstream else [("content-type", answer.media_type)]
+        headers = [*kept, ("content-length", str(len(answer.body)))]
+        return self.kinds.annotated(answer.status, headers=headers, content=answer.body, extensions=extensions)
 
-    def streamed(self, stream: Any, upstream: Any, trail: Trail) -> Any:
-        return self.kinds.annotated(
-            upstream.status_code, headers=_kept(upstream), stream=stream, extensions={TRAIL: trail}
-        )
+    def held_back(self, answer: Streamed, upstream: Any) -> Any:
+        """The released frames, as the library's kind of stream."""
+        raise NotImplementedError
 
     def failed(self, error: GuardrailError, request: Any) -> Any:
         return self.kinds.raising(400, request=request, content=b"", extensions={ERROR: error})
@@ -177,16 +184,10 @@ class _Sync(_Transport):
             if isinstance(error, GuardrailError):
                 return self.failed(error, request)
             raise
-        if ERROR in getattr(state.upstream, "extensions", {}):
-            return state.upstream
-        trail.inner = None if state.upstream is None else state.upstream.extensions.get(TRAIL)
-        if isinstance(answer, Untouched):
-            return state.upstream
-        if isinstance(answer, Streamed):
-            return self.streamed(
-                self.kinds.frames(self._frames(answer, state.upstream), state.upstream), state.upstream, trail
-            )
-        return self.whole(answer, state.upstream, trail)
+        return self.respond(answer, state.upstream, trail)
+
+    def held_back(self, answer: Streamed, upstream: Any) -> Any:
+        return self.kinds.frames(self._frames(answer, upstream), upstream)
 
     def _run(self, steps: Generator[Effect, Any, Answer], request: Any, state: Any) -> Answer:
         try:
@@ -269,15 +270,10 @@ class _Async(_Transport):
             if isinstance(error, GuardrailError):
                 return self.failed(error, request)
             raise
-        if ERROR in getattr(state.upstream, "extensions", {}):
-            return state.upstream
-        trail.inner = None if state.upstream is None else state.upstream.extensions.get(TRAIL)
-        if isinstance(answer, Untouched):
-            return state.upstream
-        if isinstance(answer, Streamed):
-            stream = self.kinds.async_frames(self._frames(answer, state.upstream), state.upstream)
-            return self.streamed(stream, state.upstream, trail)
-        return self.whole(answer, state.upstream, trail)
+        return self.respond(answer, state.upstream, trail)
+
+    def held_back(self, answer: Streamed, upstream: Any) -> Any:
+        return self.kinds.async_frames(self._frames(answer, upstream), upstream)
 
     async def _run(self, steps: Generator[Effect, Any, Answer], request: Any, state: Any) -> Answer:
         try:

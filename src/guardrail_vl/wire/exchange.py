@@ -14,10 +14,10 @@ from collections.abc import Callable, Collection, Generator, Iterable, Mapping, 
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, get_args
 
-from guardrail_vl.errors import BlockedError, ConfigurationError, ContentError, GuardrailError
+from guardrail_vl.errors import BlockedError, ConfigurationError, ContentError
 from guardrail_vl.media import ImageSource
 from guardrail_vl.parts import ImageLoader, ImagePart, Message, TextPart, blank_picture
-from guardrail_vl.streaming import HoldBack, Piece, Streaming
+from guardrail_vl.streaming import HoldBack, Piece, Streaming, Unreadable
 from guardrail_vl.turn import Turn, is_blank
 from guardrail_vl.verdict import Decision, Stage
 from guardrail_vl.wire import jsons
@@ -57,11 +57,11 @@ class Rules:
                 raise ConfigurationError(f"{name} must be one of {', '.join(get_args(known))}, not {value!r}.")
         if isinstance(self.allow, str):
             raise ConfigurationError("allow_unguarded takes a set of names.", hint=f"Write {{{self.allow!r}}}.")
-        if self.streaming.mode == "observe" and self.on_block != "annotate":
-            raise ConfigurationError(
-                "stream='observe' shows everything before it is judged, so it can't block.",
-                hint="Use it with on_block='annotate', or use 'window'.",
-            )
+        self.hold(())  # says now what it would say of every stream
+
+    def hold(self, request: Sequence[Message]) -> HoldBack[Frame]:
+        """The state of one stream that answers these messages."""
+        return HoldBack(request, self.streaming, enforce=self.on_block != "annotate")
 
 
 class Seen:
@@ -327,9 +327,8 @@ def _refused(endpoint: Endpoint, asked: _Asked, rules: Rules) -> Whole:
 def _reply(head: Head, asked: _Asked, rules: Rules, trail: Trail, seen: Seen) -> Generator[Effect, Any, Answer]:
     endpoint = asked.endpoint
     if head.status < 300 and head.media_type == "text/event-stream":
-        hold: HoldBack[Frame] = HoldBack(asked.all_messages(), rules.streaming, enforce=rules.on_block != "annotate")
-        trail.hold = hold
-        return Streamed(hold, endpoint.reader(asked.body, asked.reading(_at_hand(rules.load))))
+        trail.hold = rules.hold(asked.all_messages())
+        return Streamed(trail.hold, endpoint.reader(asked.body, asked.reading(_at_hand(rules.load))))
     body: bytes = yield ReadBody()
     if head.status >= 300:
         # An error may quote what a model wrote; and what a redirect says nobody needs.
@@ -372,6 +371,8 @@ def _read_reply(body: bytes, asked: _Asked) -> tuple[Json, list[Candidate], tupl
     reply: Json = {}
     candidates: list[Candidate] = []
 
+    # Each candidate is judged by itself, and the reply is read once for all of them.
+    @functools.lru_cache(maxsize=1)
     def read(load: ImageLoader | None = None) -> list[Candidate]:
         found = asked.endpoint.read_reply(reply, asked.body, asked.reading(load))
         return [c for c in found if not is_blank(c.messages)]
@@ -381,17 +382,13 @@ def _read_reply(body: bytes, asked: _Asked) -> tuple[Json, list[Candidate], tupl
         # Only to count them: pictures are looked at when each is judged.
         candidates = read(load=lambda _: blank_picture())
     except ContentError as error:
-        return reply, [Candidate(())], (functools.partial(_raise, error),)
+        return reply, [Candidate(())], (Unreadable(error),)
 
     def turn(number: int, load: ImageLoader | None = None) -> Turn:
         candidate = read(load)[number]
         return Turn((*asked.messages(candidate.prompt), *candidate.messages))
 
     return reply, candidates, tuple(functools.partial(turn, i) for i in range(len(candidates)))
-
-
-def _raise(error: GuardrailError, load: object = None) -> Turn:
-    raise error
 
 
 def _error_turn(body: bytes, messages: Sequence[Message], load: object = None) -> Turn:
