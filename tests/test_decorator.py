@@ -17,11 +17,11 @@ import pytest
 from PIL import Image
 
 from guardrail_vl import BlockedError, Decision, Guard, ImagePart, Message, Stage, TextPart, Turn
+from guardrail_vl.blocking import REFUSAL
 from guardrail_vl.errors import ConfigurationError, ContentError, EngineUnavailableError
 from guardrail_vl.prompt_format.base import PromptImage
 from guardrail_vl.streaming import Streaming
 from guardrail_vl.testing import ScriptedEngine, by_keyword
-from guardrail_vl.wire.base import REFUSAL
 
 
 def make(script: Any = None, **settings: Any) -> tuple[Guard, ScriptedEngine]:

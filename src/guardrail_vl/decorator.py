@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
 from guardrail_vl._arguments import EVERY, Arguments, PromptOf, in_result, is_empty, kind_of, messages_of
 from guardrail_vl._pump import apump, pump
-from guardrail_vl.errors import BlockedError, ConfigurationError, ContentError
+from guardrail_vl.blocking import REFUSAL, OnBlock, checked_on_block, outcome
+from guardrail_vl.errors import ConfigurationError, ContentError
 from guardrail_vl.streaming import Check, HoldBack, Mode, Piece, Streaming, Unreadable
 from guardrail_vl.turn import Making, Message, Turn
 from guardrail_vl.verdict import Decision, Stage
-from guardrail_vl.wire.base import REFUSAL, OnBlock
 
 if TYPE_CHECKING:
     from guardrail_vl.guard import Guard
@@ -116,8 +116,7 @@ class _Plan:
         refusal: Any,
         on_decision: Callable[[Decision], object] | None,
     ) -> None:
-        if on_block not in get_args(OnBlock):
-            raise ConfigurationError(f"on_block must be one of {', '.join(get_args(OnBlock))}, not {on_block!r}.")
+        checked_on_block(on_block)
         for name, value in (("response", response), ("on_decision", on_decision)):
             if value is not None and (not callable(value) or inspect.iscoroutinefunction(value)):
                 raise ConfigurationError(f"{name}= takes a plain function.")
@@ -186,10 +185,7 @@ class _Plan:
             BlockedError: Where blocks are raised.
             GuardrailError: There was no verdict: its error, which is never a refusal.
         """
-        if decision.error is not None:
-            raise decision.error
-        if self._on_block == "raise":
-            raise BlockedError(decision)
+        outcome([decision], self._on_block)
         return self._refusal(decision) if callable(self._refusal) else self._refusal
 
     # A stream.

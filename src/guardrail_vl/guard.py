@@ -19,6 +19,7 @@ from guardrail_vl._fetched import with_fetched
 from guardrail_vl._flow import FetchPlan, Flow, Hook, Rules, SpeedChoice, check_flow, rules_key
 from guardrail_vl._gate import Gate
 from guardrail_vl._settings import DEFAULT_BAND, as_hooks, check_fit, check_numbers, check_text, pick_speed
+from guardrail_vl.blocking import OnBlock
 from guardrail_vl.cache import MemoryCache, VerdictCache
 from guardrail_vl.decorator import Function, decorate
 from guardrail_vl.engines.base import Deadline, Engine
@@ -30,7 +31,6 @@ from guardrail_vl.prompt_format import PromptFormat, get_format
 from guardrail_vl.streaming import Mode, Streaming
 from guardrail_vl.turn import ImageLoader, ImagePart, Turn
 from guardrail_vl.verdict import Decision, Judgement, Stage
-from guardrail_vl.wire.base import OnBlock
 
 Images = Iterable[ImageSource | ImagePart]
 

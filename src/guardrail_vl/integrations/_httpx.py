@@ -10,15 +10,15 @@ import contextvars
 import functools
 from collections.abc import AsyncIterator, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import fields
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar, Final
 
 from guardrail_vl._pump import apump, pump
 from guardrail_vl.errors import GuardrailError
 from guardrail_vl.guard import Guard
+from guardrail_vl.integrations._annotation import Annotation
 from guardrail_vl.streaming import Check
-from guardrail_vl.verdict import Action, Decision, Stage
+from guardrail_vl.verdict import Decision, Stage
 from guardrail_vl.wire.exchange import (
     Answer,
     Effect,
@@ -43,33 +43,6 @@ ERROR: Final = "guardrail_vl.error"
 
 # What is said of bytes that we decode, and may change.
 _OWN_HEADERS: Final = frozenset(("content-length", "content-encoding", "transfer-encoding", "content-type"))
-
-
-class Annotation(dict[str, Any]):
-    """What a reply carries in its field `guardrail`: plain JSON, with the decisions themselves as an attribute."""
-
-    def __init__(self, decisions: tuple[Decision, ...]) -> None:
-        worst = max((d.action for d in decisions), key=lambda a: a.rank, default=Action.ALLOW)
-        super().__init__(action=str(worst), decisions=[_summary(d) for d in decisions])
-        self.decisions = decisions
-
-
-def _summary(decision: Decision) -> dict[str, Any]:
-    verdict = decision.verdict
-    return {
-        "id": decision.id,
-        "stage": str(decision.stage),
-        "action": str(decision.action),
-        "reason": decision.reason,
-        "policy": decision.policy,
-        "error": None if decision.error is None else type(decision.error).__name__,
-        # The reasoning may quote the content, so it stays out of what may be logged.
-        "verdict": None if verdict is None else {**_plain(verdict), "usage": _plain(verdict.usage)},
-    }
-
-
-def _plain(value: Any) -> dict[str, Any]:
-    return {one.name: getattr(value, one.name) for one in fields(value) if one.name != "reasoning"}
 
 
 class _Raising:

@@ -14,13 +14,14 @@ from collections.abc import Collection
 from types import ModuleType
 from typing import Any, Final, TypeVar
 
+from guardrail_vl.blocking import REFUSAL, OnBlock
 from guardrail_vl.errors import ConfigurationError
 from guardrail_vl.guard import Guard
-from guardrail_vl.integrations._httpx import TRAIL, Annotation, transports
+from guardrail_vl.integrations._annotation import Annotation
+from guardrail_vl.integrations._httpx import TRAIL, transports
 from guardrail_vl.parts import ImagePart
 from guardrail_vl.streaming import Mode, Streaming
 from guardrail_vl.verdict import Decision
-from guardrail_vl.wire.base import REFUSAL, OnBlock
 from guardrail_vl.wire.exchange import Rules, When
 
 Client = TypeVar("Client")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar
 
 from guardrail_vl.parts import ImageLoader, Message
 from guardrail_vl.streaming import Piece
@@ -17,11 +17,6 @@ from guardrail_vl.turn import Turn
 from guardrail_vl.wire.sse import Frame
 
 Json = Mapping[str, Any]
-
-OnBlock = Literal["raise", "refuse", "annotate"]
-"""What follows a block: an error, a refusal in the host's own shape, or nothing but the decision."""
-REFUSAL: Final = "I can't help with that."
-"""What a refused reply says, unless the app says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,14 +14,15 @@ from collections.abc import Callable, Collection, Generator, Iterable, Mapping, 
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, get_args
 
-from guardrail_vl.errors import BlockedError, ConfigurationError, ContentError
+from guardrail_vl.blocking import REFUSAL, OnBlock, checked_on_block, outcome
+from guardrail_vl.errors import ConfigurationError, ContentError
 from guardrail_vl.media import ImageSource
 from guardrail_vl.parts import ImageLoader, ImagePart, Message, TextPart, blank_picture
 from guardrail_vl.streaming import HoldBack, Piece, Streaming, Unreadable
 from guardrail_vl.turn import Turn, is_blank
 from guardrail_vl.verdict import Decision, Stage
 from guardrail_vl.wire import jsons
-from guardrail_vl.wire.base import REFUSAL, Candidate, Endpoint, Json, OnBlock, Reading, StreamReader
+from guardrail_vl.wire.base import Candidate, Endpoint, Json, Reading, StreamReader
 from guardrail_vl.wire.pictures import pin, remote_pictures
 from guardrail_vl.wire.routes import Passed, Unguarded, route
 from guardrail_vl.wire.sse import Frame
@@ -52,9 +53,9 @@ class Rules:
     """Makes a part of each picture that comes in a stream."""
 
     def __post_init__(self) -> None:
-        for name, value, known in (("on_block", self.on_block, OnBlock), ("when", self.when, When)):
-            if value not in get_args(known):
-                raise ConfigurationError(f"{name} must be one of {', '.join(get_args(known))}, not {value!r}.")
+        checked_on_block(self.on_block)
+        if self.when not in get_args(When):
+            raise ConfigurationError(f"when must be one of {', '.join(get_args(When))}, not {self.when!r}.")
         if isinstance(self.allow, str):
             raise ConfigurationError("allow_unguarded takes a set of names.", hint=f"Write {{{self.allow!r}}}.")
         self.hold(())  # says now what it would say of every stream
@@ -220,29 +221,11 @@ def exchange(
     else:
         decisions = yield judge
     trail.made += decisions
-    if outcome(decisions, rules) == "refuse":
+    if outcome(decisions, rules.on_block) == "refuse":
         return _refused(where, asked, rules)
     if head is None:
         head = yield Open(asked.pinned())
     return (yield from _reply(head, asked, rules, trail, seen))
-
-
-def outcome(decisions: Iterable[Decision], rules: Rules) -> Literal["pass", "refuse"]:
-    """What follows from decisions.
-
-    Raises:
-        BlockedError: One says block, and that raises.
-        GuardrailError: One blocks because there was no verdict.
-    """
-    blocked = [d for d in decisions if d.blocked]
-    if not blocked or rules.on_block == "annotate":
-        return "pass"
-    for decision in blocked:
-        if decision.error is not None:
-            raise decision.error
-    if rules.on_block == "raise":
-        raise BlockedError(blocked[0])
-    return "refuse"
 
 
 def stops(decisions: Iterable[Decision], rules: Rules) -> bool:
@@ -258,7 +241,7 @@ def finish(answer: Streamed, rules: Rules) -> bytes:
         GuardrailError: It was stopped because there was no verdict.
     """
     stopped = answer.hold.stopped
-    if stopped is None or outcome([stopped], rules) == "pass":
+    if stopped is None or outcome([stopped], rules.on_block) == "pass":
         return b""
     return answer.reader.refuse(rules.refusal)
 
@@ -336,7 +319,7 @@ def _reply(head: Head, asked: _Asked, rules: Rules, trail: Trail, seen: Seen) ->
             return Whole(b"", head.status, head.media_type, from_upstream=True)
         decisions = yield Judge((functools.partial(_error_turn, body, asked.all_messages()),), Stage.RESPONSE)
         trail.made += decisions
-        if outcome(decisions, rules) == "refuse":
+        if outcome(decisions, rules.on_block) == "refuse":
             body = json.dumps(
                 {"error": {"message": rules.refusal, "type": "guardrail", "code": "content_filter"}}
             ).encode()
@@ -344,7 +327,7 @@ def _reply(head: Head, asked: _Asked, rules: Rules, trail: Trail, seen: Seen) ->
     reply, candidates, contents = _read_reply(body, asked)
     decisions = (yield Judge(contents, Stage.RESPONSE)) if contents else []
     trail.made += decisions
-    if outcome(decisions, rules) == "refuse":
+    if outcome(decisions, rules.on_block) == "refuse":
         keys = [c.key for c, d in zip(candidates, decisions, strict=True) if d.blocked]
         return Whole(
             json.dumps(endpoint.withhold(reply, keys, rules.refusal)).encode(), head.status, from_upstream=True
