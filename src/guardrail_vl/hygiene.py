@@ -41,11 +41,11 @@ def clean(messages: Sequence[Any], replace: Replace) -> Generator[Making, Decisi
         decision = yield asked
         if not decision.blocked:
             break
-        guilty = _guilty(decision)
-        if asked.turn is None or not guilty:
+        found = guilty(decision)
+        if asked.turn is None or not found:
             raise ConfigurationError("A hook blocked what was never judged, so nothing can be left out.")
         gone: set[int] = set()
-        for one in guilty:
+        for one in found:
             span = range(one.first, one.last + 1)
             if replace is None or any(id(kept[at]) in replaced for at in span):
                 gone.update(span)
@@ -63,8 +63,8 @@ def _given(entries: list[Any], load: object) -> list[Any]:
     return entries
 
 
-def _guilty(decision: Decision) -> list[Judgement]:
-    """The judgements to act on now.
+def guilty(decision: Decision) -> list[Judgement]:
+    """The judgements of a blocked decision to act on now.
 
     Raises:
         GuardrailError: There is no verdict on something.

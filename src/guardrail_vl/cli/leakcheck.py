@@ -19,7 +19,12 @@ from guardrail_vl.cli.show import PipedConsole, printable
 if TYPE_CHECKING:
     from guardrail_vl import leakcheck as suite
 
-CLIENTS = ("openai", "openai-async", "openai-refuse", "openai-beside", "openai-full")
+CLIENTS = (
+    "openai", "openai-async", "openai-refuse", "openai-beside", "openai-full",
+    "langchain", "langchain-async", "langchain-events", "langchain-v3", "langchain-v3-async",
+    "langchain-agent", "langchain-agent-async", "langchain-agent-events", "langchain-agent-v3",
+    "langchain-agent-v3-async",
+)  # fmt: skip
 _COLOUR = {"sealed": "green", "leaks": "bold red", "wrong": "yellow", "unsupported": "dim"}
 
 
@@ -48,11 +53,15 @@ def leakcheck(
     """
     from guardrail_vl import leakcheck as suite  # building the probes would slow every other command
 
-    probes = suite.pick(probe) if probe else suite.PROBES
+    sys.path.insert(0, os.getcwd())  # where a driver of one's own may lie
+    driver = suite.load(client)
+    probes = suite.probes_of(driver)
+    if probe:
+        probes = suite.pick(probe, probes)
     if list_:
         sys.stdout.write("".join(f"{one.id:<32}{one.title}\n" for one in probes))
         return PASSED
-    report = _run(client, probes)
+    report = _run(driver, probes)
     if json:
         sys.stdout.write(report.to_json() + "\n")
     else:
@@ -60,11 +69,9 @@ def leakcheck(
     return PASSED if report.green else BLOCKED
 
 
-def _run(client: str, probes: tuple[suite.Probe, ...]) -> suite.Report:
+def _run(driver: suite.Driver, probes: tuple[suite.Probe, ...]) -> suite.Report:
     from guardrail_vl import leakcheck as suite
 
-    sys.path.insert(0, os.getcwd())  # where a driver of one's own may lie
-    driver = suite.load(client)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     progress = Progress(*columns, console=PipedConsole(stderr=True), transient=True) if sys.stderr.isatty() else None
     if progress is None:

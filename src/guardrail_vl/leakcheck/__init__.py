@@ -16,6 +16,8 @@ from guardrail_vl.leakcheck.drivers import UNGUARDED as UNGUARDED
 from guardrail_vl.leakcheck.drivers import Driver as Driver
 from guardrail_vl.leakcheck.drivers import OpenAIDriver as OpenAIDriver
 from guardrail_vl.leakcheck.drivers import load as load
+from guardrail_vl.leakcheck.drivers import probes_of as probes_of
+from guardrail_vl.leakcheck.langchain import LangChainDriver as LangChainDriver
 from guardrail_vl.leakcheck.log import Log as Log
 from guardrail_vl.leakcheck.probe import Probe as Probe
 from guardrail_vl.leakcheck.probe import Setup as Setup

@@ -13,6 +13,7 @@ import inspect
 import warnings
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, TypeVar
 
@@ -56,23 +57,24 @@ async def settle(value: Any) -> Any:
     return await value if inspect.isawaitable(value) else value
 
 
-_END: Final = object()
+END: Final = object()
+"""After the last item of a stream."""
 
 
 async def advance(stream: Any) -> Any:
-    """The next item of a stream, sync or async; `_END` after the last."""
+    """The next item of a stream, sync or async; `END` after the last."""
     if hasattr(stream, "__anext__"):
         try:
             return await stream.__anext__()
         except StopAsyncIteration:
-            return _END
-    return next(stream, _END)
+            return END
+    return next(stream, END)
 
 
 async def each(stream: Any, use: Callable[[Any], None]) -> None:
     """Every item of a stream."""
     items = stream.__aiter__() if hasattr(stream, "__aiter__") else iter(stream)
-    while (item := await advance(items)) is not _END:
+    while (item := await advance(items)) is not END:
         use(item)
 
 
@@ -311,6 +313,24 @@ SURFACES: Final[Mapping[str, Call]] = {
 
 # ---- several users ------------------------------------------------------------------------------------------------
 
+
+@dataclass(frozen=True, slots=True)
+class Streaming:
+    """How a user of a client reads a stream."""
+
+    open: Callable[[Any, dict[str, Any], Log], Any]
+    """Opens one, of a client and a request; what it gives may have to be awaited."""
+    take: Callable[[Any, Any, Log], None]
+    """Notes one item of a client's stream."""
+    read: Call
+    """Reads one from beginning to end."""
+
+
+def _open_chat(client: Any, request: dict[str, Any], log: Log) -> Any:
+    return client.chat.completions.create(**request, stream=True)
+
+
+CHAT_STREAM: Final = Streaming(_open_chat, lambda client, item, log: log.event(item), SURFACES["chat.stream"])
 Watched = Callable[[Log, Coroutine[Any, Any, None]], Coroutine[Any, Any, None]]
 
 
@@ -321,20 +341,22 @@ def _asking(request: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-async def interleave(client: Any, request: Mapping[str, Any], logs: Mapping[str, Log], watched: Watched) -> None:
+async def interleave(
+    client: Any, request: Mapping[str, Any], logs: Mapping[str, Log], watched: Watched, streaming: Streaming
+) -> None:
     """One stream a user, read an item of each in turn."""
     streams: dict[str, Any] = {}
 
     async def open_one(name: str, asked: dict[str, Any]) -> None:
-        stream = await settle(client.chat.completions.create(**asked, stream=True))
+        stream = await settle(streaming.open(client, asked, logs[name]))
         streams[name] = stream.__aiter__() if hasattr(stream, "__aiter__") else iter(stream)
 
     async def step(name: str) -> None:
         item = await advance(streams[name])
-        if item is _END:
+        if item is END:
             del streams[name]
         else:
-            logs[name].event(item)
+            streaming.take(client, item, logs[name])
 
     for name, asked in _asking(request).items():
         await watched(logs[name], open_one(name, asked))
@@ -351,6 +373,7 @@ def together(
     request: Mapping[str, Any],
     logs: Mapping[str, Log],
     watched: Watched,
+    streaming: Streaming,
     *,
     asynchronous: bool,
 ) -> None:
@@ -358,7 +381,7 @@ def together(
     asking = _asking(request)
 
     def one(client: Any, name: str) -> Coroutine[Any, Any, None]:
-        return watched(logs[name], SURFACES["chat.stream"](client, asking[name], logs[name]))  # type: ignore[arg-type]
+        return watched(logs[name], streaming.read(client, asking[name], logs[name]))  # type: ignore[arg-type]
 
     async def in_tasks() -> None:
         client = make()
@@ -376,4 +399,4 @@ def together(
             for work in [threads.submit(drive, one(client, name), asynchronous=False) for name in asking]:
                 work.result()
     finally:
-        client.close()
+        drive(settle(client.close()), asynchronous=False)

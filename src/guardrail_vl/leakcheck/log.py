@@ -32,8 +32,8 @@ class Log(logging.Handler):
         self._outcome: Outcome = "passed"
         self._error = ""
         self.unsupported = ""
-        self.tools_run = 0
-        """Tools that really ran, where a client runs them."""
+        self.tools_run: int | None = None
+        """Tools that really ran, where a client runs them. None: it runs none, an app would run what is called."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a log record: its message, and the traceback's last lines."""
@@ -70,6 +70,12 @@ class Log(logging.Handler):
         """Something that reached the caller before what the probe is about. Read for leaks, and for nothing else."""
         self._texts.append(json.dumps(dumped(value), ensure_ascii=False, default=repr))
 
+    def piece(self, value: object) -> None:
+        """Part of something that comes in pieces. Read for leaks, by itself and joined with its like; for nothing else."""
+        plain = dumped(value)
+        self.aside(plain)
+        self._join(plain)
+
     def value(self, value: object) -> None:
         """Anything else that reached the caller. Read for leaks and for signs of a refusal."""
         plain = dumped(value)
@@ -93,9 +99,7 @@ class Log(logging.Handler):
         """One event of a stream: of chat completions, completions or responses."""
         value = dumped(event)
         self.value(value)
-        label = "/".join(str(value.get(k, "")) for k in ("type", "output_index", "content_index", "summary_index"))
-        for path, text in _leaves(value):
-            self._joined.setdefault(f"{label}:{path}", []).append(text)
+        self._join(value)
         for choice in value.get("choices") or ():
             delta = choice.get("delta") or {}
             number = choice.get("index") or 0
@@ -112,6 +116,12 @@ class Log(logging.Handler):
                 self._calls.setdefault((value.get("output_index") or 0, 0), []).append(value["delta"])
             case _:
                 pass
+
+    def _join(self, value: Any) -> None:
+        kinds = ("type", "output_index", "content_index", "summary_index") if isinstance(value, Mapping) else ()
+        label = "/".join(str(value.get(kind, "")) for kind in kinds)
+        for path, text in _leaves(value):
+            self._joined.setdefault(f"{label}:{path}", []).append(text)
 
     def _item(self, item: Mapping[str, Any], at: int) -> None:
         if item.get("type") == "message":
@@ -163,7 +173,7 @@ class Log(logging.Handler):
             delivered=(*self._texts, *("".join(pieces) for pieces in self._joined.values()), text),
             text=text,
             error_type=self._error,
-            tools_run=self.tools_run or (len(calls) if passed else 0),
+            tools_run=(len(calls) if passed else 0) if self.tools_run is None else self.tools_run,
             logged=tuple(self._logged),
             unsupported=self.unsupported,
         )

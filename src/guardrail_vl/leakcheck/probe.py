@@ -20,12 +20,14 @@ Surface = Literal[
     "responses.create", "responses.stream", "responses.stream_helper", "responses.parse", "responses.raw",
     "responses.previous", "responses.retrieve", "completions.create", "completions.stream",
     "audio.speech", "images.generate", "batches.create", "realtime.connect", "threads.run", "unknown.post",
+    "agent.run", "agent.stream",
 ]  # fmt: skip
 """Where on a client a probe goes in, in the words of OpenAI's. A driver of another client maps them to its own.
 
 `chat.history` makes two calls, the second (`then`) with what became of the first as history; `responses.previous`
 makes two, the second by `previous_response_id`. `chat.interleave` reads two streams
 in turn and `chat.together` several at once, in threads or tasks: the request is a user's name and their messages.
+The `agent` surfaces are for clients that run tools themselves: `request["agent"]` says what its tool does.
 `chat.cancel` walks away from a stream. `chat.types` says whether the client and its reply are of the library's classes.
 """
 Setup = Literal["plain", "two_guards", "custom_http", "in_loop", "azure"]
@@ -102,7 +104,7 @@ def unsent(*, outcomes: frozenset[Outcome] = STOPPED, calls: int = 0, **settings
     return Expect(outcomes, calls=calls, leaks=(), unsent=LEAKS, **settings)
 
 
-def passes(text: str = SAFE, *, calls: int = 1, **settings: Any) -> Expect:
+def passes(text: str | None = SAFE, *, calls: int = 1, **settings: Any) -> Expect:
     """Harmless: it arrives complete and unchanged."""
     return Expect(PASSED, text=text, calls=calls, **settings)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from guardrail_vl.errors import ConfigurationError
@@ -17,19 +17,23 @@ PROBES: Final[tuple[Probe, ...]] = (*PROMPTS, *REPLIES, *STREAMS, *CONTROLS)
 """Every probe, in the order in which they are run and shown."""
 
 
-def pick(ids: Iterable[str]) -> tuple[Probe, ...]:
+def pick(ids: Iterable[str], among: Sequence[Probe] = PROBES) -> tuple[Probe, ...]:
     """The probes with these ids, in the suite's order. An id that ends in `*` stands for all that begin so.
+
+    Args:
+        ids: Of the probes.
+        among: From which they are picked.
 
     Raises:
         ConfigurationError: No probe has one of them.
     """
     wanted: set[str] = set()
     for one in ids:
-        fitting = {p.id for p in PROBES if p.id == one or (one.endswith("*") and p.id.startswith(one[:-1]))}
+        fitting = {p.id for p in among if p.id == one or (one.endswith("*") and p.id.startswith(one[:-1]))}
         if not fitting:
             raise ConfigurationError(f"No probe is called {one!r}.", hint="See guardrail-vl leakcheck --list.")
         wanted |= fitting
-    return tuple(probe for probe in PROBES if probe.id in wanted)
+    return tuple(probe for probe in among if probe.id in wanted)
 
 
 def by_row() -> dict[int, tuple[Probe, ...]]:

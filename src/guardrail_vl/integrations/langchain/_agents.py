@@ -1,0 +1,344 @@
+"""`GuardMiddleware`: an agent whose prompts, answers, tool calls and tool results are judged before anyone sees them.
+
+The model is guarded inside of the model call, and tools inside of the tool call: so no stream, callback, state or
+checkpoint holds what is blocked. What follows is decided in `_agent_calls` and here, once; the drivers are at the end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Awaitable, Callable, Collection, Generator, Iterator, Sequence
+from typing import Any, get_args
+
+from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse, hook_config
+from langchain.agents.structured_output import StructuredOutputError
+from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
+from langgraph.types import Command
+
+from guardrail_vl.blocking import REFUSAL, outcome
+from guardrail_vl.errors import BlockedError, ConfigurationError, ContentError
+from guardrail_vl.guard import Guard
+from guardrail_vl.integrations.langchain._agent_calls import (
+    WITHHELD,
+    AgentCall,
+    AgentRules,
+    Choices,
+    OnPrompt,
+    OnResponse,
+    OnToolCall,
+    OnToolResult,
+    explanation,
+)
+from guardrail_vl.integrations.langchain._agent_state import (
+    Approved,
+    GuardState,
+    each_message,
+    ended_by_tool,
+    explained,
+    last_answer,
+    messages_of,
+    new_decisions,
+    note_of,
+    noted_result,
+)
+from guardrail_vl.integrations.langchain._calls import NOTE, Judge, note
+from guardrail_vl.integrations.langchain._messages import read_reply, read_request, tool_output
+from guardrail_vl.integrations.langchain._models import GuardedChatModel, ajudge_all, guard_model, judge_all
+from guardrail_vl.integrations.langchain._tools import guarded_tool, sift
+from guardrail_vl.parts import MAX_ID, ImageLoader, Message, ToolCallPart
+from guardrail_vl.streaming import Mode, Streaming
+from guardrail_vl.turn import Making, Turn
+from guardrail_vl.verdict import Decision, Stage
+from guardrail_vl.wire.base import Reading
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Run:
+    """Let it happen. Result: what came of it."""
+
+    request: Any
+
+
+_Steps = Generator[_Run | Judge, Any, Any]
+_Judged = Generator[Judge, Any, Decision | None]
+
+
+class GuardMiddleware(AgentMiddleware[GuardState, Any]):
+    """Guards an agent made by `create_agent`: put it first in `middleware`.
+
+    Judged are: what is sent to the model, each time (instructions, history and tool results included); what the model
+    answers, while it is streamed; the arguments of a tool call before the tool runs; what a tool gives back before the
+    model, the state or any stream sees it. Pictures too. A blocked message is replaced in the state by its id.
+
+    Args:
+        guard: Judges.
+        prompt: When what is sent is blocked: `end` the run with the refusal; `replace` what is blocked by a notice and
+            call the model; or `raise` a `BlockedError`. The first two clean the state, so that the next turn is free.
+        response: When an answer is blocked: `end` with the refusal; `replace` it, and let the agent go on as it would
+            (it may ask the model again for structured output); or `raise`.
+        tool_call: When only tool calls are to blame: `explain_to_model` that they were not run, up to three times in
+            a row; `end`; or `raise`.
+        tool_result: When what a tool gave is blocked: `withhold` it and tell the model so; `end`; or `raise`.
+        stream: How answers are judged while they are written: a `Streaming`, or its mode (`window` or `full`).
+        refusal: What a refused answer says.
+        withheld: What stands where something was blocked.
+        allow_unguarded: Names of content blocks and fields that may pass unjudged.
+
+    Raises:
+        ConfigurationError: A wrong argument.
+    """
+
+    state_schema = GuardState
+
+    def __init__(
+        self,
+        guard: Guard,
+        *,
+        prompt: OnPrompt = "end",
+        response: OnResponse = "end",
+        tool_call: OnToolCall = "explain_to_model",
+        tool_result: OnToolResult = "withhold",
+        stream: Streaming | Mode = "window",
+        refusal: str = REFUSAL,
+        withheld: str = WITHHELD,
+        allow_unguarded: Collection[str] = (),
+    ) -> None:
+        super().__init__()
+        given = {"prompt": prompt, "response": response, "tool_call": tool_call, "tool_result": tool_result}
+        for (name, value), known in zip(given.items(), (OnPrompt, OnResponse, OnToolCall, OnToolResult), strict=True):
+            if value not in get_args(known):
+                raise ConfigurationError(f"{name} must be one of {', '.join(get_args(known))}, not {value!r}.")
+        if not isinstance(withheld, str) or not withheld.strip():
+            raise ConfigurationError("withheld must be a sentence.")
+        self._rules = AgentRules(
+            guard,
+            on_block="refuse",
+            streaming=Streaming.of(stream),
+            refusal=refusal,
+            allow=allow_unguarded if isinstance(allow_unguarded, str) else frozenset(allow_unguarded),
+            choices=Choices(prompt, response, tool_call, tool_result, withheld),
+        )
+        self._approved = Approved()
+
+    # ---- the model ------------------------------------------------------------------------------------------------
+
+    def _model_call(self, request: ModelRequest) -> _Steps:
+        rules = dataclasses.replace(
+            self._rules, tools=frozenset(_names(request.tools)), explained=explained(request.messages), calls=[]
+        )
+        if ended_by_tool(request.messages):
+            return ModelResponse(result=[rules.call([], None, {}).ending_refusal()])
+        try:
+            response = yield _Run(_guarded_request(request, rules))
+        except StructuredOutputError:
+            if not rules.calls or rules.calls[-1].instead is None:
+                raise
+            response = ModelResponse(result=[])  # there is nothing to parse in a refusal
+        call: AgentCall | None = rules.calls[-1] if rules.calls else None
+        answer = last_answer(response.result)
+        if answer is not None and (call is None or not call.made(answer)):
+            call, response = yield from self._unseen(rules.call(request.messages, None, {}), answer, response)
+        if call is None:
+            return response
+        if call.instead is not None:
+            name = None if answer is None else answer.name
+            given = [
+                one.model_copy(update={"name": name}) if isinstance(one, AIMessage) else one for one in call.instead
+            ]
+            response = ModelResponse(result=given)
+        self._approved.add(call.approved)
+        kept = {message.id for message in messages_of(request.state) if message.id}
+        changed = [message for message in call.replaced if message.id in kept]
+        return dataclasses.replace(response, result=[*changed, *response.result]) if changed else response
+
+    def _unseen(self, call: AgentCall, answer: AIMessage, response: ModelResponse) -> _Steps:
+        """Judge an answer that another middleware gave, or changed."""
+        asked = Making(lambda load: Turn((*call.asked(load).messages, *read_reply(answer, self._reading(load)))))
+        (decision,) = yield Judge((asked,), Stage.RESPONSE)
+        call.trail.append(decision)
+        if outcome([decision], "refuse") == "refuse":
+            yield from call.refused_reply(decision, answer)
+            return call, response
+        call.approve(answer)
+        metadata = {**answer.response_metadata, NOTE: note(call.trail)}
+        seen = answer.model_copy(update={"response_metadata": metadata})
+        return call, dataclasses.replace(response, result=[seen if one is answer else one for one in response.result])
+
+    # ---- tools ----------------------------------------------------------------------------------------------------
+
+    def _tool_call(self, request: Any) -> _Steps:
+        call, choices = request.tool_call, self._rules.choices
+        history = messages_of(request.state)
+        decisions: list[Decision] = []
+        if call not in self._approved:  # someone has changed it, or it waited in a process that is gone
+            asked = Making(lambda load: Turn((*self._before(history, load, call), _calling(call))))
+            decisions += yield Judge((asked,), Stage.RESPONSE)
+            if outcome(decisions, "raise" if choices.tool_call == "raise" else "refuse") == "refuse":
+                told = explanation(call["id"] or "", call["name"], choices.withheld)
+                return noted_result(told, decisions, not_run=True, end=choices.tool_call == "end")
+        found: list[Decision] = []
+        result = yield _Run(self._with_guarded_tool(request, found))
+        # Once more as it came out: another middleware may have given or changed it. What is the same is remembered.
+        sifting = sift(result, choices.withheld)
+        try:
+            content = next(sifting)
+            while True:
+                decision = yield from self._judged(content, call, history)
+                found += [] if decision is None else [decision]
+                content = sifting.send(decision is not None and decision.blocked)
+        except StopIteration as stop:
+            result = stop.value
+        withheld = [one for one in found if one.blocked]
+        for one in withheld:
+            if one.error is not None and not isinstance(one.error, ContentError):
+                raise one.error
+        if withheld and choices.tool_result == "raise":
+            raise BlockedError(withheld[0])
+        ends = bool(withheld) and choices.tool_result == "end"
+        return each_message(result, lambda one: noted_result(one, [*decisions, *found], end=ends))
+
+    def _judged(
+        self, content: Any, call: Any, history: Sequence[BaseMessage]
+    ) -> Generator[Judge, Any, Decision | None]:
+        """The decision on what a tool gave; None: there is nothing in it, or only what we put there."""
+        if isinstance(content, str) and (not content.strip() or content == self._rules.choices.withheld):
+            return None
+
+        def turn(load: ImageLoader) -> Turn:
+            given = tool_output(content, call["id"] or "", self._reading(load))
+            return Turn((*self._before(history, load, call), given))
+
+        (decision,) = yield Judge((Making(turn),), Stage.PROMPT)
+        return decision  # type: ignore[no-any-return]
+
+    def _before(self, history: Sequence[BaseMessage], load: ImageLoader, call: Any) -> tuple[Message, ...]:
+        """What came before the result, or the call, as context."""
+        last = max((at for at, one in enumerate(history) if isinstance(one, AIMessage)), default=len(history) - 1)
+        return read_request(history[: last + 1], None, {}, self._reading(load)) if history else ()
+
+    def _reading(self, load: ImageLoader) -> Reading:
+        return Reading(load, self._rules.allow)
+
+    # ---- after the model ------------------------------------------------------------------------------------------
+
+    def _after(self, state: Any) -> dict[str, Any] | None:
+        """Write down what was decided, and end where that follows."""
+        messages = messages_of(state)
+        made = new_decisions(messages)
+        last = last_answer(messages)
+        ends = last is not None and note_of(last).get("end")
+        return {**({NOTE: made} if made else {}), **({"jump_to": "end"} if ends else {})} or None
+
+    # ---- what the agent calls: nothing is decided below -----------------------------------------------------------
+
+    def wrap_model_call(self, request: ModelRequest, handler: Callable[[ModelRequest], ModelResponse]) -> ModelResponse:
+        """Judge what is sent to the model, and what it answers."""
+        response: ModelResponse = self._drive(self._model_call(request), handler)
+        return response
+
+    async def awrap_model_call(
+        self, request: ModelRequest, handler: Callable[[ModelRequest], Awaitable[ModelResponse]]
+    ) -> ModelResponse:
+        """The same without blocking the event loop."""
+        response: ModelResponse = await self._adrive(self._model_call(request), handler)
+        return response
+
+    def wrap_tool_call(self, request: Any, handler: Callable[[Any], Any]) -> ToolMessage | Command[Any]:
+        """Judge a tool call that was not judged as it is, and what the tool gives back."""
+        result: ToolMessage | Command[Any] = self._drive(self._tool_call(request), handler)
+        return result
+
+    async def awrap_tool_call(self, request: Any, handler: Callable[[Any], Awaitable[Any]]) -> Any:
+        """The same without blocking the event loop."""
+        return await self._adrive(self._tool_call(request), handler)
+
+    @hook_config(can_jump_to=["end"])
+    def after_model(self, state: Any, runtime: Any) -> dict[str, Any] | None:
+        """Write down what was decided."""
+        return self._after(state)
+
+    @hook_config(can_jump_to=["end"])
+    async def aafter_model(self, state: Any, runtime: Any) -> dict[str, Any] | None:
+        """The same."""
+        return self._after(state)
+
+    def _with_guarded_tool(self, request: Any, found: list[Decision]) -> Any:
+        if request.tool is None:
+            return request
+        call, history = request.tool_call, messages_of(request.state)
+
+        def noted(decision: Decision | None) -> bool:
+            found.extend([] if decision is None else [decision])
+            return decision is not None and decision.blocked
+
+        def withhold(content: Any) -> bool:
+            return noted(self._drive(self._judged(content, call, history), None))
+
+        async def awithhold(content: Any) -> bool:
+            return noted(await self._adrive(self._judged(content, call, history), None))
+
+        tool = guarded_tool(request.tool, withhold, awithhold, self._rules.choices.withheld)
+        return dataclasses.replace(request, tool=tool)
+
+    def _drive(self, steps: Generator[Any, Any, Any], run: Callable[[Any], Any] | None) -> Any:
+        guard = self._rules.guard
+        try:
+            step = next(steps)
+            while True:
+                if isinstance(step, Judge):
+                    step = steps.send(judge_all(guard, step))
+                    continue
+                assert run is not None
+                try:
+                    result = run(step.request)
+                except Exception as error:
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(result)
+        except StopIteration as stop:
+            return stop.value
+
+    async def _adrive(self, steps: Generator[Any, Any, Any], run: Callable[[Any], Awaitable[Any]] | None) -> Any:
+        guard = self._rules.guard
+        try:
+            step = next(steps)
+            while True:
+                if isinstance(step, Judge):
+                    step = steps.send(await ajudge_all(guard, step))
+                    continue
+                assert run is not None
+                try:
+                    result = await run(step.request)
+                except Exception as error:
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(result)
+        except StopIteration as stop:
+            return stop.value
+
+
+def _calling(call: Any) -> Message:
+    arguments = json.dumps(call["args"], ensure_ascii=False, default=str)
+    return Message("assistant", (ToolCallPart(call["name"], arguments, (call["id"] or "")[:MAX_ID]),))
+
+
+def _names(tools: Sequence[Any]) -> Iterator[str]:
+    """The names that a model may call: of tools, and of a provider's tool definitions."""
+    for tool in tools:
+        name = tool.get("name") or (tool.get("function") or {}).get("name") if isinstance(tool, dict) else tool.name
+        if isinstance(name, str):
+            yield name
+
+
+def _guarded_request(request: ModelRequest, rules: AgentRules) -> ModelRequest:
+    """The request with a guarded model; whatever model another middleware puts there instead is guarded too."""
+
+    class GuardedRequest(ModelRequest):
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name == "model" and not (isinstance(value, GuardedChatModel) and rules in value.guardrail):
+                value = guard_model(value, rules)
+            super().__setattr__(name, value)
+
+    fields = {one.name: getattr(request, one.name) for one in dataclasses.fields(request)}
+    return GuardedRequest(**fields)
