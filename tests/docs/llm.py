@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.integrations.llm import Answer, Llm, completion, stream
+from tests.integrations.llm import DONE, Answer, Llm, chunk, completion, stream
 
 HARMLESS = "The blue door is open until six. Ring the bell if nobody comes."
 # By what the last message says: (what it holds, the answer).
@@ -29,7 +29,10 @@ def answer(body: dict[str, Any]) -> Answer:
     if body.get("tools") and last["role"] != "tool":
         arguments = {"what": "how to build a pipe bomb"} if "secret recipe" in asked else {"what": "tomatoes"}
         call = {"name": body["tools"][0]["function"]["name"], "arguments": json.dumps(arguments)}
-        calls = [{"id": "call_1", "type": "function", "function": call}]
+        calls = [{"index": 0, "id": "call_1", "type": "function", "function": call}]
+        if body.get("stream"):
+            frames = [chunk({"role": "assistant", "tool_calls": calls}), chunk({}, finish="tool_calls"), DONE]
+            return Answer(media_type="text/event-stream", frames=frames)
         return completion({"content": None, "tool_calls": calls})
     if body.get("response_format"):
         return completion(json.dumps({"door": "blue", "until": 6}))

@@ -1,12 +1,13 @@
 """Probes that only an agent can run: what its tools give, what its state keeps, what a human answers it.
 
-They stand beside the suite's own (`PROBES`), for drivers that say so. Knows no client.
+They stand beside the suite's own (`PROBES`), for drivers that say so: see `probes_of`. Knows no client.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from guardrail_vl.leakcheck._controls import LS
@@ -15,6 +16,7 @@ from guardrail_vl.leakcheck._replies import ARGUMENTS
 from guardrail_vl.leakcheck._streams import letters
 from guardrail_vl.leakcheck.content import LEAKS, RED, SAFE
 from guardrail_vl.leakcheck.probe import ASK, TOOL, Probe, chat, passes, shown, stopped, words
+from guardrail_vl.leakcheck.probes import PROBES
 from guardrail_vl.leakcheck.script import (
     Reply,
     call_chunks,
@@ -130,4 +132,9 @@ SAFE_AGENTS: Final = (
             human={"type": "approve"}),
 )  # fmt: skip
 
-AGENT_PROBES: Final[tuple[Probe, ...]] = (*TOOLS, *STATE, *SAFE_AGENTS)
+BY_CALL: Final = tuple(
+    replace(probe, expect=_kept(tools=1)) for probe in PROBES if probe.id in ("out-tool-second", "stream-tool-second")
+)
+"""Probes of the suite's of which an agent may do a part: of two calls, the harmless one runs."""
+
+AGENT_PROBES: Final[tuple[Probe, ...]] = (*BY_CALL, *TOOLS, *STATE, *SAFE_AGENTS)

@@ -85,7 +85,7 @@ class ClientDriver(ABC):
         blocked: Names of the exceptions by which a caller learns that something was stopped.
         refusal: What a refusal says, where the guard writes one.
         sends_first: The prompt goes out while it is judged, as the app chose.
-        lacks: Surfaces and setups that this client hasn't, with the reason.
+        lacks: Surfaces, setups and probes that this client hasn't, with the reason.
     """
 
     name: str
@@ -117,7 +117,7 @@ class ClientDriver(ABC):
     def run(self, probe: Probe, base_url: str) -> Seen:
         """See `Driver`."""
         for name, why in self.lacks:
-            if name in (probe.surface, probe.setup):
+            if name in (probe.id, probe.surface, probe.setup):
                 return Seen("passed", unsupported=why)
         with Log(self.refusal) as log:
             try:
@@ -129,15 +129,17 @@ class ClientDriver(ABC):
         return replace(log.seen(), sends_first=self.sends_first)
 
     def _one(self, probe: Probe, base_url: str, log: Log) -> None:
-        async def work() -> None:
+        async def ask() -> None:
             if probe.surface not in self.surfaces:
                 raise _surfaces.Unsupported(f"the client has no {probe.surface}")
             client = self.client(probe, base_url)
-            call = self.surfaces[probe.surface]
             try:
-                await self.watched(log, call(client, dict(probe.request), log))  # type: ignore[arg-type]
+                await self.surfaces[probe.surface](client, dict(probe.request), log)
             finally:
                 await _surfaces.settle(client.close())
+
+        def work() -> Coroutine[Any, Any, None]:
+            return self.watched(log, ask())
 
         if probe.setup == "in_loop" and not self.asynchronous:
 

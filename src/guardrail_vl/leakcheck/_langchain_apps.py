@@ -46,6 +46,8 @@ class App(ABC):
         self.how = how
         self.probe = probe
         self.asked: Asked = asked(probe.request)
+        if any("custom" in tool for tool in self.asked.tools):
+            raise Unsupported("langchain-openai can't read the call of a custom tool in chat completions")
         self._base_url = base_url
         self._http = own_http(openai, marked=probe.setup == "custom_http", asynchronous=how.asynchronous)
 
@@ -175,6 +177,10 @@ class App(ABC):
         """The library's class of what answers."""
 
     @abstractmethod
+    def chained(self) -> Any:
+        """What answers, as a part of something larger."""
+
+    @abstractmethod
     def copied(self) -> Any:
         """What answers, copied."""
 
@@ -258,6 +264,12 @@ class ModelApp(App):
 
         return ChatOpenAI
 
+    def chained(self) -> Any:
+        """A chain in which the model is a link."""
+        from langchain_core.runnables import RunnablePassthrough
+
+        return RunnablePassthrough() | self.asks
+
     def copied(self) -> Any:
         """A copy of the model."""
         return self.bound(self.model.model_copy())
@@ -277,6 +289,7 @@ class AgentApp(App):
         self.ran: list[Any] = []
         self.saver = InMemorySaver()
         self.threads: dict[str, str] = {}
+        self.known: set[str] = set()
         self.does: Mapping[str, Any] = probe.request.get("agent", {})
         self.agent = self._make()
 
@@ -322,8 +335,6 @@ class AgentApp(App):
         """The tool of a definition. It really runs, and ends the run unless the probe says what the agent does."""
         direct = not self.does
         if definition["type"] == "custom":
-            if "custom" in definition:
-                raise Unsupported("langchain-openai reads no call of a custom tool in chat completions")
             return self._custom(definition, direct)
         from langchain_core.tools import StructuredTool
 
@@ -377,11 +388,15 @@ class AgentApp(App):
     @property
     def modes(self) -> dict[str, Any]:
         """All kinds of streams at once."""
-        return {"stream_mode": MODES}
+        return {"stream_mode": MODES, "subgraphs": True}
 
     def sent(self, given: Any) -> Any:
         """Messages as the agent's input; a command as it is."""
-        return {"messages": given} if isinstance(given, list) else given
+        if not isinstance(given, list):
+            return given
+        marked = [message.model_copy(update={"id": uuid.uuid4().hex}) for message in given]
+        self.known |= {message.id for message in marked}
+        return {"messages": marked}
 
     def following(self, got: list[Any]) -> list[Any]:
         """The next turn only: the checkpointer has the history."""
@@ -398,6 +413,15 @@ class AgentApp(App):
         from langgraph.graph.state import CompiledStateGraph
 
         return CompiledStateGraph
+
+    def chained(self) -> Any:
+        """A graph in which the agent is a node."""
+        from langgraph.graph import MessagesState, StateGraph
+
+        graph: Any = StateGraph(MessagesState)
+        graph.add_node("agent", self.agent)
+        graph.set_entry_point("agent")
+        return graph.compile()
 
     def copied(self) -> Any:
         """A copy of the graph."""
@@ -420,12 +444,13 @@ class AgentApp(App):
     async def reply(self, given: Any, log: Log, thread: str = "one", asks: Any = None) -> list[Any]:
         """One run of the agent; what its checkpoints hold afterwards is noted."""
         target = self.agent if asks is None else asks
+        new: list[Any] = []
         try:
             got = await settle(self.named(target, "invoke")(self.sent(given), self.config(log, thread)))
+            log.aside(self.plain(got))
+            new = self._new(got["messages"])
         finally:
             self.afterwards(log, thread)
-        log.aside(self.plain(got))
-        new = _new(got["messages"])
         for message in new:
             self.said(message, log)
         return new
@@ -445,19 +470,16 @@ class AgentApp(App):
         kept = list(self.saver.list(config))
         log.aside(self.plain(kept))
         log.aside(self.plain([self.saver.storage, self.saver.blobs, self.saver.writes]))
-        if kept:
-            last = kept[0].checkpoint["channel_values"].get("messages", [])
-            if any(one.response_metadata.get("finish_reason") == "content_filter" for one in _new(last)):
-                log.refused()
+        state = kept[0].checkpoint["channel_values"].get("messages", []) if kept else []
+        new = self._new(state)
+        if any(one.response_metadata.get("finish_reason") == "content_filter" for one in new):
+            log.refused()
+        self.known |= {one.id for one in new}
+
+    def _new(self, messages: list[Any]) -> list[Any]:
+        """What the model said on this turn."""
+        return [one for one in messages if getattr(one, "type", "") == "ai" and one.id not in self.known]
 
 
 def _settable(kind: Any) -> set[str]:
     return {name for key, field in kind.model_fields.items() for name in (key, field.alias) if name}
-
-
-def _new(messages: Any) -> list[Any]:
-    """Of a history: what was said since the user last spoke."""
-    out: list[Any] = []
-    for message in messages if isinstance(messages, list) else ():
-        out = [] if message.type == "human" else [*out, message]
-    return out

@@ -105,8 +105,8 @@ def spoken(item: Any) -> Iterator[dict[str, Any]]:
     """What an AI says in one item of a stream, of whatever kind of stream, as an event of a chat stream."""
     if getattr(item, "type", "") in ("ai", "AIMessageChunk"):
         yield event_of(str(item.text), calls_of(item), item.response_metadata.get("finish_reason"))
-    elif isinstance(item, tuple) and item[0] == "messages":
-        yield from spoken(item[1][0])
+    elif isinstance(item, tuple) and item[-2] == "messages":
+        yield from spoken(item[-1][0])
     elif isinstance(item, Mapping) and "raw" in item:
         yield from spoken(item["raw"])
     elif isinstance(item, Mapping) and item.get("event") == "on_chat_model_stream":

@@ -150,7 +150,8 @@ HISTORY: Final = Probe(
 
 PREVIOUS: Final = Probe(
     "out-responses-previous", "Responses: a harmful reply after previous_response_id", "responses.previous",
-    inputs(then="Go on."), (whole(response(message_item(SAFE))), BAD_RESPONSE), stopped(calls=2),
+    inputs(then="Go on."), (whole(response(message_item(SAFE))), whole(response(message_item(BAD), id="resp_2"))),
+    stopped(calls=2),
 )  # fmt: skip
 
 _CALL: Final = call_item(ARGUMENTS)

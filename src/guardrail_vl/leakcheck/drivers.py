@@ -56,7 +56,7 @@ class OpenAIDriver(ClientDriver):
         blocked: Names of the exceptions by which a caller learns that something was stopped.
         refusal: What a refusal says, where the guard writes one.
         sends_first: The prompt goes out while it is judged, as the app chose.
-        lacks: Surfaces and setups that this client hasn't, with the reason.
+        lacks: Surfaces, setups and probes that this client hasn't, with the reason.
         protect: Makes the guarded client of a client, given the guards in order; None: there is no guard.
     """
 
@@ -114,6 +114,11 @@ def ours(**settings: Any) -> Callable[[Any, tuple[Guard, ...]], Any]:
 
 
 REFUSAL: Final = "This was withheld."
+_ONE: Final = (("safe-chat-n", "an agent takes one answer of a reply"),)
+_THREADS: Final = (
+    *_ONE,
+    ("chat.cancel", "a sync agent calls its model in a thread, which goes on when the caller leaves"),
+)
 _FULL: Final = (("chat.cancel", "with everything held back, a sync caller has nothing to walk away from"),)
 
 DRIVERS: Final[dict[str, Driver]] = {
@@ -130,11 +135,11 @@ DRIVERS: Final[dict[str, Driver]] = {
         LangChainDriver("langchain-events", asynchronous=True, way="events"),
         LangChainDriver("langchain-v3", way="events-v3"),
         LangChainDriver("langchain-v3-async", asynchronous=True, way="events-v3"),
-        LangChainDriver("langchain-agent", agent=True),
-        LangChainDriver("langchain-agent-async", asynchronous=True, agent=True),
-        LangChainDriver("langchain-agent-events", asynchronous=True, way="events", agent=True),
-        LangChainDriver("langchain-agent-v3", way="events-v3", agent=True),
-        LangChainDriver("langchain-agent-v3-async", asynchronous=True, way="events-v3", agent=True),
+        LangChainDriver("langchain-agent", agent=True, lacks=_THREADS),
+        LangChainDriver("langchain-agent-async", asynchronous=True, agent=True, lacks=_ONE),
+        LangChainDriver("langchain-agent-events", asynchronous=True, way="events", agent=True, lacks=_ONE),
+        LangChainDriver("langchain-agent-v3", way="events-v3", agent=True, lacks=_THREADS),
+        LangChainDriver("langchain-agent-v3-async", asynchronous=True, way="events-v3", agent=True, lacks=_ONE),
     )
 }  # fmt: skip
 """The drivers that ship, by name: our guard on the openai package's clients in each of its modes, and on LangChain's
@@ -145,8 +150,10 @@ UNGUARDED: Final = OpenAIDriver("unguarded")
 
 
 def probes_of(driver: Driver) -> tuple[Probe, ...]:
-    """The suite's probes, and those that only this driver runs (its attribute `probes`, where it has one)."""
-    return (*PROBES, *getattr(driver, "probes", ()))
+    """The suite's probes and the driver's own (its attribute `probes`, if it has one); of one id, its own."""
+    own = {probe.id: probe for probe in getattr(driver, "probes", ())}
+    suite = {probe.id: probe for probe in PROBES}
+    return tuple((suite | own).values())
 
 
 def load(name: str) -> Driver:

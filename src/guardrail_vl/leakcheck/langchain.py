@@ -39,7 +39,7 @@ class LangChainDriver(ClientDriver):
         blocked: Names of the exceptions by which a caller learns that something was stopped.
         refusal: What a refusal says, where the guard writes one.
         sends_first: The prompt goes out while it is judged, as the app chose.
-        lacks: Surfaces and setups that this client hasn't, with the reason.
+        lacks: Surfaces, setups and probes that this client hasn't, with the reason.
         way: How streams are read.
         agent: An agent; otherwise the model itself.
         guarded: False: there is no guard.
@@ -109,13 +109,11 @@ def _open(app: App, request: dict[str, Any], log: Log) -> Any:
 
 
 async def _chained(app: App, request: dict[str, Any], log: Log) -> None:
-    """A stream through a chain; of version 3, through what stands beside its events."""
-    from langchain_core.runnables import RunnablePassthrough
-
+    """A stream through a chain or a graph; of version 3, through what stands beside its events."""
     if app.how.way == "events-v3":
         await app.projected(app.asked.messages, log)
     else:
-        await app.stream(app.asked.messages, log, asks=RunnablePassthrough() | app.asks)
+        await app.stream(app.asked.messages, log, asks=app.chained())
 
 
 async def _parse(app: App, request: dict[str, Any], log: Log) -> None:
@@ -151,13 +149,13 @@ async def _turns(app: App, request: dict[str, Any], log: Log) -> None:
 
 async def _two(app: App, log: Log, ask: Callable[..., Coroutine[Any, Any, Any]]) -> None:
     first = Log()
-    got: list[Any] = []
+    got = None
     try:
-        got = await app.reply(app.asked.messages, first)
+        got = await ask(app.asked.messages, first)
     except Exception as error:
         first.failed(error, blocked=False)
     log.aside(first.seen().delivered)
-    await ask(app.following(got), log)
+    await ask(app.following(got or []), log)
 
 
 async def _types(app: App, request: dict[str, Any], log: Log) -> None:
@@ -169,7 +167,7 @@ async def _types(app: App, request: dict[str, Any], log: Log) -> None:
 
 
 async def _cancel(app: App, request: dict[str, Any], log: Log) -> None:
-    """Walk away: a task is cancelled, a sync stream is closed after its first item."""
+    """Walk away: a task is cancelled, a sync stream is closed after its first words."""
     if app.how.asynchronous:
         task = asyncio.ensure_future(app.stream(app.asked.messages, log))
         await asyncio.sleep(0.5)
@@ -181,7 +179,10 @@ async def _cancel(app: App, request: dict[str, Any], log: Log) -> None:
     leave = getattr(stream, "close", None) or getattr(stream, "abort", None)
     if leave is None:
         raise Unsupported("a stream of this kind can't be closed")
-    app.take(next(iter(stream)), log)
+    for item in stream:
+        app.take(item, log)
+        if log.has_text:
+            break
     leave()
 
 

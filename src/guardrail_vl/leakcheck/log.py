@@ -71,7 +71,7 @@ class Log(logging.Handler):
         self._texts.append(json.dumps(dumped(value), ensure_ascii=False, default=repr))
 
     def piece(self, value: object) -> None:
-        """Part of something that comes in pieces. Read for leaks, by itself and joined with its like; for nothing else."""
+        """Part of what comes in pieces. Read for leaks only, by itself and joined with its like."""
         plain = dumped(value)
         self.aside(plain)
         self._join(plain)
@@ -157,6 +157,11 @@ class Log(logging.Handler):
     def has_refusal(self) -> bool:
         """Whether a refusal has come."""
         return self._refused
+
+    @property
+    def has_text(self) -> bool:
+        """Whether any text of a reply has come."""
+        return any(any(pieces) for pieces in self._choices.values())
 
     @property
     def ended(self) -> bool:

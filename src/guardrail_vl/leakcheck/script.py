@@ -203,10 +203,10 @@ def reasoning_item(text: str) -> dict[str, Any]:
     return {"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": text}]}
 
 
-def response(*items: Mapping[str, Any], status: str = "completed") -> dict[str, Any]:
+def response(*items: Mapping[str, Any], status: str = "completed", id: str = "resp_1") -> dict[str, Any]:
     """A reply of the Responses API."""
     return {
-        "id": "resp_1", "object": "response", "created_at": 1_700_000_000, "status": status, "error": None,
+        "id": id, "object": "response", "created_at": 1_700_000_000, "status": status, "error": None,
         "incomplete_details": None, "instructions": None, "metadata": {}, "model": MODEL, "output": list(items),
         "parallel_tool_calls": True, "previous_response_id": None, "temperature": 1.0, "tool_choice": "auto",
         "tools": [], "top_p": 1.0, "truncation": "disabled", "usage": {

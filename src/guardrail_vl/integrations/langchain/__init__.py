@@ -18,11 +18,12 @@ except ImportError as error:
     ) from error
 
 from guardrail_vl.integrations.langchain._guarded import decisions, guarded
+from guardrail_vl.integrations.langchain._steps import guard_step
 
 if TYPE_CHECKING:
     from guardrail_vl.integrations.langchain._agents import GuardMiddleware
 
-__all__ = ["GuardMiddleware", "decisions", "guarded"]
+__all__ = ["GuardMiddleware", "decisions", "guard_step", "guarded"]
 
 
 def __getattr__(name: str) -> Any:

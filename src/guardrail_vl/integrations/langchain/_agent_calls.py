@@ -94,14 +94,14 @@ class AgentCall(Call):
     def approve(self, message: BaseMessage) -> None:
         """This answer was judged, and not blocked."""
         calls = list(message.tool_calls) if isinstance(message, AIMessage) else []
-        self._said = text_of(message), calls
+        self._said = str(message.text), calls
         self.approved = calls
 
     def made(self, answer: AIMessage) -> bool:
         """Whether this call gave the answer, as it is."""
         if self.instead is not None:
             return NOTE in answer.response_metadata
-        return self._said == (text_of(answer), list(answer.tool_calls))
+        return self._said == (str(answer.text), list(answer.tool_calls))
 
     def ending_refusal(self) -> AIMessage:
         """A refusal that ends the run."""
@@ -245,7 +245,7 @@ class AgentCall(Call):
         given = yield from self.refused_reply(decision, withheld)
         if not given.tool_calls:
             return self.refusal_chunk(given)
-        text = text_of(given)
+        text = str(given.text)
         left = text[len(self._released) :] if text.startswith(self._released) else ""
         chunks = [
             tool_call_chunk(name=call["name"], args=json.dumps(call["args"]), id=call["id"], index=at)
@@ -278,12 +278,6 @@ def explanation(call_id: str, name: str, sentence: str) -> ToolMessage:
     text = f"{sentence} The tool was not run. Do not try the same again."
     marks = {"response_metadata": {NOTE: {"not_run": True}}}
     return ToolMessage(content=text, tool_call_id=call_id, name=name, status="error", **marks)
-
-
-def text_of(message: BaseMessage) -> str:
-    """The plain text of a message; an attribute in newer releases, a method in older ones."""
-    text: Any = message.text
-    return str(text() if callable(text) and not isinstance(text, str) else text)
 
 
 def _words(message: AIMessage) -> Any:

@@ -27,7 +27,7 @@ def _appended(before: list[dict[str, Any]] | None, new: list[dict[str, Any]] | N
     return [*known, *(one for one in new or () if one["id"] not in ids)][-_TRAIL:]
 
 
-class GuardState(AgentState):  # type: ignore[type-arg]
+class GuardState(AgentState):
     """The agent's state, with the decisions."""
 
     guardrail: NotRequired[Annotated[list[dict[str, Any]], _appended]]

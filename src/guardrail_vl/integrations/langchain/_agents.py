@@ -7,8 +7,9 @@ checkpoint holds what is blocked. What follows is decided in `_agent_calls` and 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-from collections.abc import Awaitable, Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Generator, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse, hook_config
@@ -17,7 +18,7 @@ from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 from langgraph.types import Command
 
 from guardrail_vl.blocking import REFUSAL, outcome
-from guardrail_vl.errors import BlockedError, ConfigurationError, ContentError
+from guardrail_vl.errors import ConfigurationError, ContentError
 from guardrail_vl.guard import Guard
 from guardrail_vl.integrations.langchain._agent_calls import (
     WITHHELD,
@@ -43,9 +44,10 @@ from guardrail_vl.integrations.langchain._agent_state import (
     noted_result,
 )
 from guardrail_vl.integrations.langchain._calls import NOTE, Judge, note
+from guardrail_vl.integrations.langchain._events import atell, tell
 from guardrail_vl.integrations.langchain._messages import read_reply, read_request, tool_output
 from guardrail_vl.integrations.langchain._models import GuardedChatModel, ajudge_all, guard_model, judge_all
-from guardrail_vl.integrations.langchain._tools import guarded_tool, sift
+from guardrail_vl.integrations.langchain._tools import Watch, guarded_tool, sift
 from guardrail_vl.parts import MAX_ID, ImageLoader, Message, ToolCallPart
 from guardrail_vl.streaming import Mode, Streaming
 from guardrail_vl.turn import Making, Turn
@@ -60,8 +62,28 @@ class _Run:
     request: Any
 
 
-_Steps = Generator[_Run | Judge, Any, Any]
-_Judged = Generator[Judge, Any, Decision | None]
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Tell:
+    """Tell the app of these. Result: None."""
+
+    decisions: Sequence[Decision]
+
+
+@dataclasses.dataclass(slots=True)
+class _Case:
+    """One tool call on its way."""
+
+    call: Any
+    history: Sequence[BaseMessage]
+    refused: list[Decision] = dataclasses.field(default_factory=list)
+    """On the call, whatever they say."""
+    found: list[Decision] = dataclasses.field(default_factory=list)
+    """On what the tool gave."""
+    passed: list[Any] = dataclasses.field(default_factory=list)
+    """Content that was judged and not blocked."""
+
+
+_Steps = Generator[_Run | _Tell | Judge, Any, Any]
 
 
 class GuardMiddleware(AgentMiddleware[GuardState, Any]):
@@ -142,11 +164,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
         if call is None:
             return response
         if call.instead is not None:
-            name = None if answer is None else answer.name
-            given = [
-                one.model_copy(update={"name": name}) if isinstance(one, AIMessage) else one for one in call.instead
-            ]
-            response = ModelResponse(result=given)
+            response = ModelResponse(result=[_in_place_of(answer, one) for one in call.instead])
         self._approved.add(call.approved)
         kept = {message.id for message in messages_of(request.state) if message.id}
         changed = [message for message in call.replaced if message.id in kept]
@@ -157,6 +175,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
         asked = Making(lambda load: Turn((*call.asked(load).messages, *read_reply(answer, self._reading(load)))))
         (decision,) = yield Judge((asked,), Stage.RESPONSE)
         call.trail.append(decision)
+        yield _Tell(call.trail)
         if outcome([decision], "refuse") == "refuse":
             yield from call.refused_reply(decision, answer)
             return call, response
@@ -168,54 +187,74 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
     # ---- tools ----------------------------------------------------------------------------------------------------
 
     def _tool_call(self, request: Any) -> _Steps:
-        call, choices = request.tool_call, self._rules.choices
-        history = messages_of(request.state)
-        decisions: list[Decision] = []
-        if call not in self._approved:  # someone has changed it, or it waited in a process that is gone
-            asked = Making(lambda load: Turn((*self._before(history, load, call), _calling(call))))
-            decisions += yield Judge((asked,), Stage.RESPONSE)
-            if outcome(decisions, "raise" if choices.tool_call == "raise" else "refuse") == "refuse":
-                told = explanation(call["id"] or "", call["name"], choices.withheld)
-                return noted_result(told, decisions, not_run=True, end=choices.tool_call == "end")
-        found: list[Decision] = []
-        result = yield _Run(self._with_guarded_tool(request, found))
-        # Once more as it came out: another middleware may have given or changed it. What is the same is remembered.
-        sifting = sift(result, choices.withheld)
-        try:
-            content = next(sifting)
-            while True:
-                decision = yield from self._judged(content, call, history)
-                found += [] if decision is None else [decision]
-                content = sifting.send(decision is not None and decision.blocked)
-        except StopIteration as stop:
-            result = stop.value
-        withheld = [one for one in found if one.blocked]
-        for one in withheld:
+        choices = self._rules.choices
+        case = _Case(request.tool_call, messages_of(request.state))
+        if case.call not in self._approved:  # it waited in a process that is gone, or another middleware made it
+            decision = yield from self._judged_call(case, case.call["args"])
+            case.refused.append(decision)
+        if not any(one.blocked for one in case.refused):
+            result = yield _Run(self._with_guarded_tool(request, case))
+            # Once more as it came out: another middleware may have given or changed it.
+            sifting = sift(result, choices.withheld)
+            try:
+                content = next(sifting)
+                while True:
+                    content = sifting.send((yield from self._withholds(case, content)))
+            except StopIteration as stop:
+                result = stop.value
+        yield _Tell((*case.refused, *case.found))
+        refused = [one for one in case.refused if one.blocked]
+        withheld = [one for one in case.found if one.blocked]
+        for one in (*refused, *withheld):
             if one.error is not None and not isinstance(one.error, ContentError):
                 raise one.error
-        if withheld and choices.tool_result == "raise":
-            raise BlockedError(withheld[0])
+        outcome(refused, "raise" if choices.tool_call == "raise" else "annotate")
+        outcome(withheld, "raise" if choices.tool_result == "raise" else "annotate")
+        if refused:
+            told = self._told(case)
+            return noted_result(told, case.refused, not_run=True, end=choices.tool_call == "end")
         ends = bool(withheld) and choices.tool_result == "end"
-        return each_message(result, lambda one: noted_result(one, [*decisions, *found], end=ends))
+        return each_message(result, lambda one: noted_result(one, [*case.refused, *case.found], end=ends))
 
-    def _judged(
-        self, content: Any, call: Any, history: Sequence[BaseMessage]
-    ) -> Generator[Judge, Any, Decision | None]:
-        """The decision on what a tool gave; None: there is nothing in it, or only what we put there."""
-        if isinstance(content, str) and (not content.strip() or content == self._rules.choices.withheld):
-            return None
+    def _told(self, case: _Case) -> ToolMessage:
+        return explanation(case.call["id"] or "", case.call["name"], self._rules.choices.withheld)
 
-        def turn(load: ImageLoader) -> Turn:
-            given = tool_output(content, call["id"] or "", self._reading(load))
-            return Turn((*self._before(history, load, call), given))
-
-        (decision,) = yield Judge((Making(turn),), Stage.PROMPT)
+    def _judged_call(self, case: _Case, arguments: Mapping[str, Any]) -> Generator[Judge, Any, Decision]:
+        """The decision on a call as it is to be run."""
+        text = json.dumps(arguments, ensure_ascii=False, default=str)
+        part = ToolCallPart(case.call["name"], text, (case.call["id"] or "")[:MAX_ID])
+        asked = Making(lambda load: Turn((*self._before(case, load, answer=False), Message("assistant", (part,)))))
+        (decision,) = yield Judge((asked,), Stage.RESPONSE)
         return decision  # type: ignore[no-any-return]
 
-    def _before(self, history: Sequence[BaseMessage], load: ImageLoader, call: Any) -> tuple[Message, ...]:
-        """What came before the result, or the call, as context."""
-        last = max((at for at, one in enumerate(history) if isinstance(one, AIMessage)), default=len(history) - 1)
-        return read_request(history[: last + 1], None, {}, self._reading(load)) if history else ()
+    def _refuses(self, case: _Case, arguments: Mapping[str, Any]) -> Generator[Judge, Any, bool]:
+        """Whether a call may not be run with these arguments."""
+        if arguments == case.call["args"]:
+            return False
+        decision = yield from self._judged_call(case, arguments)
+        case.refused.append(decision)
+        return decision.blocked
+
+    def _withholds(self, case: _Case, content: Any) -> Generator[Judge, Any, bool]:
+        """Whether what a tool gave may not be seen."""
+        if any(one == content for one in case.passed) or content in ("", self._rules.choices.withheld):
+            return False
+
+        def turn(load: ImageLoader) -> Turn:
+            given = tool_output(content, case.call["id"] or "", self._reading(load))
+            return Turn((*self._before(case, load, answer=True), given))
+
+        (decision,) = yield Judge((Making(turn),), Stage.PROMPT)
+        case.found.append(decision)
+        if not decision.blocked:
+            case.passed.append(content)
+        return bool(decision.blocked)
+
+    def _before(self, case: _Case, load: ImageLoader, *, answer: bool) -> tuple[Message, ...]:
+        """What came before a call, or with the answer that made it, before its result."""
+        history = case.history
+        last = max((at for at, one in enumerate(history) if isinstance(one, AIMessage)), default=len(history))
+        return read_request(history[: last + answer], None, {}, self._reading(load))
 
     def _reading(self, load: ImageLoader) -> Reading:
         return Reading(load, self._rules.allow)
@@ -263,64 +302,78 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
         """The same."""
         return self._after(state)
 
-    def _with_guarded_tool(self, request: Any, found: list[Decision]) -> Any:
+    def _with_guarded_tool(self, request: Any, case: _Case) -> Any:
         if request.tool is None:
             return request
-        call, history = request.tool_call, messages_of(request.state)
 
-        def noted(decision: Decision | None) -> bool:
-            found.extend([] if decision is None else [decision])
-            return decision is not None and decision.blocked
-
-        def withhold(content: Any) -> bool:
-            return noted(self._drive(self._judged(content, call, history), None))
+        async def arefuse(arguments: Mapping[str, Any]) -> bool:
+            return bool(await self._adrive(self._refuses(case, arguments), None))
 
         async def awithhold(content: Any) -> bool:
-            return noted(await self._adrive(self._judged(content, call, history), None))
+            return bool(await self._adrive(self._withholds(case, content), None))
 
-        tool = guarded_tool(request.tool, withhold, awithhold, self._rules.choices.withheld)
-        return dataclasses.replace(request, tool=tool)
+        watch = Watch(
+            refuse=lambda arguments: bool(self._drive(self._refuses(case, arguments), None)),
+            arefuse=arefuse,
+            withhold=lambda content: bool(self._drive(self._withholds(case, content), None)),
+            awithhold=awithhold,
+            told=self._told(case),
+            sentence=self._rules.choices.withheld,
+        )
+        return dataclasses.replace(request, tool=guarded_tool(request.tool, case.call["args"], watch))
 
     def _drive(self, steps: Generator[Any, Any, Any], run: Callable[[Any], Any] | None) -> Any:
-        guard = self._rules.guard
-        try:
-            step = next(steps)
-            while True:
-                if isinstance(step, Judge):
-                    step = steps.send(judge_all(guard, step))
-                    continue
+        advance: Callable[[], Any] = functools.partial(next, steps)
+        while True:
+            try:
+                step = advance()
+            except StopIteration as stop:
+                return stop.value
+            try:
+                advance = functools.partial(steps.send, self._perform(step, run))
+            except Exception as error:
+                advance = functools.partial(steps.throw, error)
+
+    def _perform(self, step: _Run | _Tell | Judge, run: Callable[[Any], Any] | None) -> Any:
+        match step:
+            case Judge():
+                return judge_all(self._rules.guard, step)
+            case _Tell():
+                tell(step.decisions)
+            case _Run():
                 assert run is not None
-                try:
-                    result = run(step.request)
-                except Exception as error:
-                    step = steps.throw(error)
-                else:
-                    step = steps.send(result)
-        except StopIteration as stop:
-            return stop.value
+                return run(step.request)
+        return None
 
     async def _adrive(self, steps: Generator[Any, Any, Any], run: Callable[[Any], Awaitable[Any]] | None) -> Any:
-        guard = self._rules.guard
-        try:
-            step = next(steps)
-            while True:
-                if isinstance(step, Judge):
-                    step = steps.send(await ajudge_all(guard, step))
-                    continue
+        advance: Callable[[], Any] = functools.partial(next, steps)
+        while True:
+            try:
+                step = advance()
+            except StopIteration as stop:
+                return stop.value
+            try:
+                advance = functools.partial(steps.send, await self._aperform(step, run))
+            except Exception as error:
+                advance = functools.partial(steps.throw, error)
+
+    async def _aperform(self, step: _Run | _Tell | Judge, run: Callable[[Any], Awaitable[Any]] | None) -> Any:
+        match step:
+            case Judge():
+                return await ajudge_all(self._rules.guard, step)
+            case _Tell():
+                await atell(step.decisions)
+            case _Run():
                 assert run is not None
-                try:
-                    result = await run(step.request)
-                except Exception as error:
-                    step = steps.throw(error)
-                else:
-                    step = steps.send(result)
-        except StopIteration as stop:
-            return stop.value
+                return await run(step.request)
+        return None
 
 
-def _calling(call: Any) -> Message:
-    arguments = json.dumps(call["args"], ensure_ascii=False, default=str)
-    return Message("assistant", (ToolCallPart(call["name"], arguments, (call["id"] or "")[:MAX_ID]),))
+def _in_place_of(answer: AIMessage | None, message: BaseMessage) -> BaseMessage:
+    """Under the id that streams have shown: whoever keeps messages by their ids then keeps this one."""
+    if answer is None or not isinstance(message, AIMessage):
+        return message
+    return message.model_copy(update={"name": answer.name, "id": answer.id})
 
 
 def _names(tools: Sequence[Any]) -> Iterator[str]:

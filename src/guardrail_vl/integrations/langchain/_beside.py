@@ -10,11 +10,11 @@ from typing import Any, Final
 
 from langchain_core.messages import BaseMessage
 
-from guardrail_vl.integrations._annotation import Annotation
 from guardrail_vl.integrations.langchain._blocks import Leaf, block_leaves
 from guardrail_vl.integrations.langchain._plain import json_text, strings
 from guardrail_vl.parts import Part, ReasoningPart, RefusalPart, TextPart, ToolCallPart, shown
 from guardrail_vl.reading import check_fields, is_empty, refuse
+from guardrail_vl.verdict import Action
 from guardrail_vl.wire.base import Reading
 from guardrail_vl.wire.jsons import list_of, mapping_of, text_of
 
@@ -26,13 +26,19 @@ _METADATA: Final = {
     "token_usage", "usage", "usage_metadata", "service_tier", "created", "created_at", "safety_ratings", "metrics",
     "lc_versions", "output_version", "user", "request_id", "ResponseMetadata", "headers", "lc_gateway_metadata",
     "content_filter_results", "prompt_filter_results",
-    "incomplete_details.reason", "prompt_feedback.block_reason", "prompt_feedback.safety_ratings",
-    "x_groq.id", "x_groq.usage", "message.role",
+}  # fmt: skip
+_INNER_METADATA: Final = {
+    ("incomplete_details", "reason"), ("prompt_feedback", "block_reason"), ("prompt_feedback", "safety_ratings"),
+    ("x_groq", "id"), ("x_groq", "usage"), ("message", "role"),
 }  # fmt: skip
 # These repeat the text token by token, with what else the model had in mind.
 _TOKENS: Final = {"logprobs", "logprobs_result", "prompt_logprobs", "token_ids"}
 
-_KWARGS: Final = {"__openai_role__", "__gemini_function_call_thought_signatures__", "lc_source", "signature", "name"}
+_KWARGS: Final = {
+    "__openai_role__", "__openai_function_call_ids__", "__gemini_function_call_thought_signatures__", "lc_source",
+    "signature", "name",
+}  # fmt: skip
+_SUMMARY: Final = {"id", "stage", "action", "reason", "policy", "error", "verdict"}
 _REASONING: Final = ("reasoning_content", "reasoning", "thinking")
 _CALL: Final = {"id", "type", "index", "function", "custom"}
 PARSED: Final = ("kwargs", "parsed")
@@ -46,15 +52,23 @@ def metadata_leaves(metadata: Mapping[str, Any] | None, allow: Collection[str]) 
         ContentError: Tokens beside the text, or something that has no text; named.
     """
     for name, value in (metadata or {}).items():
-        if name in _METADATA or name in allow or isinstance(value, Annotation):
+        if name in _METADATA or name in allow or (name == "guardrail" and _is_annotation(value)):
             continue
         if name in _TOKENS:
             if not _bare(value) and not (name.startswith("logprobs") and "logprobs" in allow):
                 refuse(f"The {name} of a reply repeat its text, token by token", name)
             continue
         for path, text in strings({name: value}, "metadata of a reply"):
-            if ".".join(map(str, path[:2])) not in _METADATA and text:
+            if path[:2] not in _INNER_METADATA and text:
                 yield ("metadata", *path), TextPart(text)
+
+
+def _is_annotation(value: object) -> bool:
+    """Whether it is what a guard inside has put there: by its form, for it may have been stored as plain JSON."""
+    if not isinstance(value, Mapping) or set(value) != {"action", "decisions"} or value["action"] not in set(Action):
+        return False
+    found = value["decisions"]
+    return isinstance(found, list) and all(isinstance(one, Mapping) and set(one) == _SUMMARY for one in found)
 
 
 def _bare(value: object) -> bool:
@@ -70,7 +84,7 @@ def kwargs_leaves(kwargs: Mapping[str, Any], reading: Reading) -> Iterator[Leaf]
         ContentError: Something in it is unknown, or can't be judged.
     """
     for name, value in kwargs.items():
-        if is_empty(value) or name in _KWARGS or name in reading.allow or isinstance(value, Annotation):
+        if is_empty(value) or name in _KWARGS or name in reading.allow:
             continue
         for slot, part in _kwarg(name, value, reading):
             yield ("kwargs", name, *slot), part

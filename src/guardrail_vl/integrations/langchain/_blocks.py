@@ -205,6 +205,9 @@ def _bedrock_reasoning(block: Block, reading: Reading) -> Iterator[Leaf]:
 
 # ---- pictures ----------------------------------------------------------------------------------------------------
 
+_PIXELS: Final = {"url", "base64", "data", "bytes", "mime_type", "media_type", "format"}
+_DRAWN: Final = {"result", "revised_prompt", "error", "action", "background", "output_format", "quality", "size"}
+
 
 def _picture(source: object, reading: Reading) -> Iterator[Leaf]:
     # Only URLs: the loader would take any other text for the path of a file.
@@ -226,33 +229,28 @@ def _pixels(data: object, media_type: object, reading: Reading) -> Iterator[Leaf
 
 
 def _image(block: Block, reading: Reading) -> Iterator[Leaf]:
-    """LangChain's (version 1: `url`, `base64`; version 0: `source_type`), Anthropic's and Bedrock's (`source`)."""
-    _check(
-        block,
-        {"url", "base64", "data", "bytes", "mime_type", "media_type", "source", "image", "format"},
-        "a picture",
-        reading.allow,
-    )
-    # All that is there: which one counts is the provider's choice.
-    found = 0
-    for name in ("image", "source"):
-        if not is_empty(block.get(name)):
-            yield from _image({"type": "image", **_untyped(block[name])}, reading)
-            found += 1
-    if not is_empty(block.get("url")):
-        yield from _picture(block["url"], reading)
-        found += 1
-    for name in ("base64", "data", "bytes"):
-        if block.get(name):
-            yield from _pixels(block[name], block.get("mime_type") or block.get("media_type"), reading)
-            found += 1
+    """LangChain's (version 1: `url`, `base64`; version 0: `data`), Anthropic's (`source`) and Bedrock's (`image`)."""
+    _check(block, {*_PIXELS, "source", "image"}, "a picture", reading.allow)
+    found = list(_pictures(block, reading, {*_PIXELS, "type", "source"}))
     if not found:
         raise ContentError("An image given by file id can't be judged.")
+    yield from found
 
 
-def _untyped(source: object) -> dict[str, Any]:
-    """The source of a picture: its `type` only says which field is used."""
-    return {name: value for name, value in mapping_of(source, "source of a picture").items() if name != "type"}
+def _pictures(holder: Block, reading: Reading, known: Collection[str]) -> Iterator[Leaf]:
+    """Every picture that is there: which one counts is the provider's choice."""
+    if not is_empty(holder.get("url")):
+        yield from _picture(holder["url"], reading)
+    for name in ("base64", "data", "bytes"):
+        if holder.get(name):
+            yield from _pixels(holder[name], holder.get("mime_type") or holder.get("media_type"), reading)
+    for name in ("source", "image"):
+        if not is_empty(holder.get(name)):
+            inner = mapping_of(holder[name], "source of a picture")
+            # A URL further in is no form that anyone has.
+            fields = known if name == "source" else {*known} - {"url"}
+            check_fields(inner, fields, "the source of a picture", reading.allow)
+            yield from _pictures(inner, reading, {*fields} - {"url", "source"} if name == "source" else fields)
 
 
 def _image_url(block: Block, reading: Reading) -> Iterator[Leaf]:
@@ -264,16 +262,22 @@ def _image_url(block: Block, reading: Reading) -> Iterator[Leaf]:
     yield from _picture(value, reading)
 
 
+def _drawn(block: Block, reading: Reading) -> Iterator[Leaf]:
+    """A picture that OpenAI's own tool has drawn, and what it was asked to draw."""
+    _check(block, _DRAWN, "a drawn picture", reading.allow)
+    yield from _text(("prompt",), block.get("revised_prompt"))
+    yield from _text(("error",), block.get("error"))
+    if not is_empty(block.get("result")):
+        yield from _pixels(block["result"], None, reading)
+
+
 def _media(block: Block, reading: Reading) -> Iterator[Leaf]:
-    _check(block, {"mime_type", "data", "file_uri"}, "a media block", reading.allow)
+    _check(block, {"mime_type", "data"}, "a media block", reading.allow)
     if not str(block.get("mime_type")).startswith("image/"):
         if "media" in reading.allow:
             return
         refuse("Media that are no picture", "media")
-    if not is_empty(block.get("file_uri")):
-        yield from _picture(block["file_uri"], reading)
-    if block.get("data") or not block.get("file_uri"):
-        yield from _pixels(block.get("data"), block.get("mime_type"), reading)
+    yield from _pixels(block.get("data"), block.get("mime_type"), reading)
 
 
 # ---- calls, results and what wraps others ------------------------------------------------------------------------
@@ -335,6 +339,7 @@ _READERS: Final[Mapping[str, Callable[[Block, Reading], Iterator[Leaf]]]] = {
     "image_url": _image_url,
     "input_image": _image_url,
     "media": _media,
+    "image_generation_call": _drawn,
     "tool_result": _tool_result,
     "custom_tool_call_output": _output,
     "json": _output,

@@ -245,10 +245,9 @@ class Call:
 
     def refusal_chunk(self, message: AIMessage) -> ChatGenerationChunk:
         """A message given instead, as a chunk after what was released."""
-        text = message.text if isinstance(message.text, str) else message.text()  # type: ignore[unreachable]
         before = "" if self._last is None else "\n\n"
         chunk = AIMessageChunk(
-            content=self._like(before + text),
+            content=self._like(before + message.text),
             additional_kwargs=message.additional_kwargs,
             response_metadata=message.response_metadata,
         )

@@ -115,16 +115,19 @@ class ChunkReader:
             part = calls.note(_part(chunk))
             at = chunk.get("index")
             yield self._call(part, None if at is None else ("call", at))
-        made = AIMessageChunk(content="", tool_call_chunks=chunks) if chunks else None
+        # What LangChain parses of the chunks says nothing new; what was given beside them may.
+        made = AIMessageChunk(content="", tool_call_chunks=chunks) if chunks else AIMessageChunk(content="")
+        repeats = calls.elsewhere()
         for call in message.tool_calls:
-            if made is None or call not in made.tool_calls:
-                text = json_text(call["args"], "tool arguments")
-                yield self._call(calls.note(ToolCallPart(call["name"], text, call.get("id") or "")), None)
+            part = ToolCallPart(call["name"], json_text(call["args"], "tool arguments"), call.get("id") or "")
+            if not repeats(part) and call not in made.tool_calls:
+                yield self._call(calls.note(part), None)
         for wrong in message.invalid_tool_calls:
-            if made is None or wrong not in made.invalid_tool_calls:
-                yield self._call(calls.note(_part(wrong)), None)
-                if error := wrong.get("error"):
-                    yield Piece("text", checked(error, "error of a tool call"), index=self._index(None))
+            part = _part(wrong)
+            if not repeats(part) and wrong not in made.invalid_tool_calls:
+                yield self._call(calls.note(part), None)
+            if error := wrong.get("error"):
+                yield Piece("text", checked(error, "error of a tool call"), index=self._index(None))
 
     def _call(self, part: ToolCallPart, key: Hashable | None) -> Piece:
         index = _OLD_CALL if key == ("kwargs", "function_call", "old") else self._index(key)

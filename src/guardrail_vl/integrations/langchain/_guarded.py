@@ -9,13 +9,15 @@ from typing import Any, TypeVar
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import Runnable
-from langchain_core.runnables.base import RunnableBindingBase
+from langchain_core.runnables.base import RunnableBinding, RunnableBindingBase
 
 from guardrail_vl.blocking import REFUSAL, OnBlock
 from guardrail_vl.errors import ConfigurationError
 from guardrail_vl.guard import Guard
 from guardrail_vl.integrations.langchain._calls import NOTE, Rules
 from guardrail_vl.integrations.langchain._models import guard_model
+from guardrail_vl.integrations.langchain._runnables import GuardedRunnable
+from guardrail_vl.integrations.langchain._runs import Select
 from guardrail_vl.streaming import Mode, Streaming
 from guardrail_vl.verdict import Decision
 
@@ -30,17 +32,31 @@ def guarded(
     stream: Mode | Streaming = "window",
     refusal: str = REFUSAL,
     allow_unguarded: Collection[str] = (),
+    prompt: Select | None = None,
+    response: Select | None = None,
 ) -> Target:
     """A chat model of the same class, or a runnable, whose every input and output is judged.
 
+    What runs inside a guarded runnable is heard by nobody: no callback, trace, usage counter or stream of a graph that
+    it is part of. The app hears the run of the guarded runnable. Its errors are judged too: they may quote an output.
+    `transform` and a stream that comes in are gathered, judged and then run. Decisions are events named `guardrail`,
+    and lie in the `response_metadata` of messages that come out.
+
     Args:
-        target: A chat model, with or without bound tools; it stays as it was, unguarded. Or any other runnable.
+        target: A chat model, with or without bound tools; it stays as it was, unguarded. Or any other runnable; but no
+            LangGraph graph, and none that has callbacks of its own inside.
         guard: Judges.
-        on_block: `raise` a `BlockedError`; `refuse` with a message that says so; or `annotate`: nothing is stopped,
-            see `decisions`. Where there is no verdict, the guard's error is raised under `raise` and `refuse`.
+        on_block: `raise` a `BlockedError`; `refuse` with a message or text that says so; or `annotate`: nothing is
+            stopped, see `decisions`. Where there is no verdict, the guard's error is raised under `raise` and `refuse`.
+            A runnable refuses with a message if it gives messages, and with text if it gives text, or does not say
+            what it gives. A blocked output that is neither is raised.
         stream: How replies are judged while they are written: a `Streaming`, or its mode.
         refusal: What a refused reply says.
         allow_unguarded: Names of content blocks, fields and settings that may pass unjudged.
+        prompt: For runnables only: a function of the input that gives what is judged. None: everything found in it,
+            and in the keyword arguments of the call.
+        response: For runnables only: a function of the output, and of each item of a stream, that gives what is
+            judged. None: everything found in it.
 
     Raises:
         ConfigurationError: A wrong argument, or a target that could be gone around.
@@ -52,15 +68,25 @@ def guarded(
         refusal=refusal,
         allow=allow_unguarded if isinstance(allow_unguarded, str) else frozenset(allow_unguarded),
     )
-    made: Target = _guarded(target, rules)
-    return made
+    made: Any = _guarded(target, rules, prompt, response)
+    return made  # type: ignore[no-any-return]
 
 
-def _guarded(target: Any, rules: Rules) -> Any:
+def _guarded(target: Any, rules: Rules, prompt: Select | None, response: Select | None) -> Any:
     if isinstance(target, BaseChatModel):
+        if prompt is not None or response is not None:
+            raise ConfigurationError(
+                "prompt= and response= are for runnables: of a chat model everything is judged.",
+                hint="Leave them out.",
+            )
         return guard_model(target, rules)
-    if isinstance(target, RunnableBindingBase) and isinstance(_innermost(target), BaseChatModel):
-        return target.model_copy(update={"bound": _guarded(target.bound, rules)})
+    # What is bound comes in from outside of the guard; and callbacks that are bound hear what was judged.
+    if type(target) is RunnableBinding or (
+        isinstance(target, RunnableBindingBase) and isinstance(_innermost(target), BaseChatModel)
+    ):
+        return target.model_copy(update={"bound": _guarded(target.bound, rules, prompt, response)})
+    if isinstance(target, Runnable):
+        return GuardedRunnable(target, rules, prompt, response)
     raise ConfigurationError(f"guarded() takes a runnable, not {type(target).__name__}.")
 
 

@@ -1,7 +1,7 @@
 """LangChain messages as messages that can be judged: requests, whole replies, and what tools gave back.
 
-Knows what of a message a model or a reader sees. Knows no guard, no policy and no stream (`_chunks`). What it doesn't know
-it refuses by name.
+Knows what of a message a model or a reader sees. Knows no guard, no policy and no stream (`_chunks`). What it does not
+know it refuses by name.
 """
 
 from __future__ import annotations

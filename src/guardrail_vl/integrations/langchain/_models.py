@@ -13,7 +13,6 @@ import functools
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, ClassVar, Final
 
-from langchain_core.callbacks import adispatch_custom_event, dispatch_custom_event
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
@@ -22,8 +21,8 @@ from pydantic import Field
 from guardrail_vl._pump import apump, pump
 from guardrail_vl.errors import ConfigurationError
 from guardrail_vl.guard import Guard
-from guardrail_vl.integrations._annotation import summary
-from guardrail_vl.integrations.langchain._calls import NOTE, Call, Judge, Judging, Rules, T
+from guardrail_vl.integrations.langchain._calls import Call, Judge, Judging, Rules, T
+from guardrail_vl.integrations.langchain._events import atell, tell
 from guardrail_vl.integrations.langchain._quiet import aquietly, quietly
 from guardrail_vl.streaming import Check
 from guardrail_vl.verdict import Decision, Stage
@@ -58,6 +57,10 @@ class GuardedChatModel:
         return bare
 
     def _call(self, messages: list[BaseMessage], stop: list[str] | None, settings: dict[str, Any]) -> Call:
+        if not self.guardrail:
+            raise ConfigurationError(
+                f"This {type(self).__name__} was made without a guard.", hint="Make it by guarded(model, guard)."
+            )
         return self.guardrail[-1].call(messages, stop, settings)
 
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
@@ -74,7 +77,7 @@ def _generate(
     self: Any, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
 ) -> ChatResult:
     call = self._call(messages, stop, kwargs)
-    guard = self.guardrail[-1].guard
+    guard = call.rules.guard
     with _telling(call):
         instead = drive(call.opening(), guard)
         if instead is not None:
@@ -88,7 +91,7 @@ async def _agenerate(
     self: Any, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
 ) -> ChatResult:
     call = self._call(messages, stop, kwargs)
-    guard = self.guardrail[-1].guard
+    guard = call.rules.guard
     async with _atelling(call):
         instead = await adrive(call.opening(), guard)
         if instead is not None:
@@ -101,7 +104,7 @@ def _stream(
     self: Any, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
 ) -> Iterator[ChatGenerationChunk]:
     call = self._call(messages, stop, kwargs)
-    guard = self.guardrail[-1].guard
+    guard = call.rules.guard
 
     def judge(check: Check) -> Decision:
         decision: Decision = quietly(guard.check, check.turn, stage=Stage.RESPONSE)
@@ -129,7 +132,7 @@ async def _astream(
     self: Any, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
 ) -> AsyncIterator[ChatGenerationChunk]:
     call = self._call(messages, stop, kwargs)
-    guard = self.guardrail[-1].guard
+    guard = call.rules.guard
 
     async def judge(check: Check) -> Decision:
         return await aquietly(guard.acheck, check.turn, stage=Stage.RESPONSE)
@@ -180,7 +183,7 @@ def _guarded_class(kind: type[BaseChatModel]) -> type[BaseChatModel]:
     members: dict[str, Any] = {
         "__module__": __name__,
         "__doc__": f"A guarded {kind.__name__}.",
-        "__annotations__": {"guardrail": Any, "bare_class": ClassVar[Any], **{name: ClassVar[Any] for name in _EVENTS}},
+        "__annotations__": {"guardrail": Any, "bare_class": ClassVar[Any], **dict.fromkeys(_EVENTS, ClassVar[Any])},
         "guardrail": Field(default=(), exclude=True, repr=False),
         "bare_class": kind,
         "_generate": _generate,
@@ -245,9 +248,7 @@ def _telling(call: Call) -> Iterator[None]:
     try:
         yield
     finally:
-        for decision in call.trail:
-            with contextlib.suppress(RuntimeError):  # a model that is called by itself has nobody to tell
-                dispatch_custom_event(NOTE, summary(decision))
+        tell(call.trail)
 
 
 @contextlib.asynccontextmanager
@@ -255,9 +256,7 @@ async def _atelling(call: Call) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        for decision in call.trail:
-            with contextlib.suppress(RuntimeError):
-                await adispatch_custom_event(NOTE, summary(decision))
+        await atell(call.trail)
 
 
 __all__ = ["GuardedChatModel", "adrive", "ajudge_all", "drive", "guard_model", "judge_all"]

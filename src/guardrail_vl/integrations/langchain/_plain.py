@@ -24,7 +24,7 @@ from guardrail_vl.wire.jsons import loads
 P = ParamSpec("P")
 T = TypeVar("T")
 
-NO_CONTENT: Final = (bool, int, float, complex, date, time, timedelta, UUID, Decimal)
+NO_CONTENT: Final = (bool, int, float, complex, date, time, timedelta, UUID, Decimal, Enum)
 """Types whose values say nothing that could be judged."""
 
 Path = tuple[int | str, ...]
@@ -80,10 +80,10 @@ def strings(value: object, where: str, path: Path = ()) -> Iterator[tuple[Path, 
     Raises:
         ContentError: It holds what has no text that could be read.
     """
+    if value is None or isinstance(value, NO_CONTENT):
+        return
     if isinstance(value, str):
         yield path, checked(value, where)
-    elif value is None or isinstance(value, NO_CONTENT | Enum):
-        return
     elif isinstance(value, Mapping):
         for key, inner in value.items():
             if not is_name(key):
@@ -101,7 +101,7 @@ def strings(value: object, where: str, path: Path = ()) -> Iterator[tuple[Path, 
 def is_name(key: object) -> bool:
     """Whether a key is the name of a field, as developers write them: it says nothing."""
     if not isinstance(key, str):
-        return isinstance(key, NO_CONTENT | Enum)
+        return isinstance(key, NO_CONTENT)
     return len(key) <= 40 and key.replace("-", "_").replace(".", "_").replace("$", "_").isidentifier()
 
 

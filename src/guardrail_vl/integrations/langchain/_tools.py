@@ -6,8 +6,8 @@ Finds and replaces content in what tools return. Knows no guard: whoever uses it
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable, Generator, Mapping
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Collection, Generator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from langchain_core.messages import BaseMessage, ToolMessage
@@ -83,17 +83,55 @@ async def asettle(steps: Sifting, withhold: AsyncWithhold) -> Any:
         return stop.value
 
 
-def guarded_tool(tool: BaseTool, withhold: Withhold, awithhold: AsyncWithhold, sentence: str) -> BaseTool:
-    """A tool of the same class that gives the sentence instead of what is withheld; the one given stays as it was.
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """How one tool call is watched.
+
+    Args:
+        refuse: Whether these arguments are to be refused.
+        arefuse: The same without blocking the event loop.
+        withhold: Whether this content is to be withheld.
+        awithhold: The same without blocking the event loop.
+        told: What the model gets in place of a refused call.
+        sentence: Stands in place of what is withheld.
+    """
+
+    refuse: Callable[[Mapping[str, Any]], bool]
+    arefuse: Callable[[Mapping[str, Any]], Awaitable[bool]]
+    withhold: Withhold
+    awithhold: AsyncWithhold
+    told: ToolMessage
+    sentence: str
+
+
+def guarded_tool(tool: BaseTool, given: Collection[str], watch: Watch) -> BaseTool:
+    """A tool of the same class for one call, which is watched; the one given stays as it was.
 
     Args:
         tool: The tool.
-        withhold: Judges content.
-        awithhold: The same without blocking the event loop.
-        sentence: Stands instead.
+        given: Names of the arguments that the model gave; what else it is run with, and doesn't show to models, is the
+            library's.
+        watch: Says what becomes of it.
     """
     kind = type(tool)
-    sifted = functools.partial(sift, sentence=sentence, pair=tool.response_format == "content_and_artifact")
+    sifted = functools.partial(sift, sentence=watch.sentence, pair=tool.response_format == "content_and_artifact")
+    shown = {*given, *tool.args}
+
+    def visible(tool_input: Any) -> Mapping[str, Any]:
+        if not isinstance(tool_input, Mapping):
+            return {"input": tool_input}
+        return {name: value for name, value in tool_input.items() if name in shown}
+
+    # Here, since another middleware may have changed the call on its way; and before any callback hears of it.
+    @functools.wraps(kind.run)
+    def run(self: Any, tool_input: Any, *args: Any, **kwargs: Any) -> Any:
+        return watch.told if watch.refuse(visible(tool_input)) else kind.run(self, tool_input, *args, **kwargs)
+
+    @functools.wraps(kind.arun)
+    async def arun(self: Any, tool_input: Any, *args: Any, **kwargs: Any) -> Any:
+        if await watch.arefuse(visible(tool_input)):
+            return watch.told
+        return await kind.arun(self, tool_input, *args, **kwargs)
 
     @functools.wraps(kind._run)
     def _run(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -102,10 +140,10 @@ def guarded_tool(tool: BaseTool, withhold: Withhold, awithhold: AsyncWithhold, s
         except GraphBubbleUp:  # an interrupt: not a failure
             raise
         except Exception as error:
-            if withhold(str(error)):
-                raise ToolException(sentence) from None
+            if watch.withhold(str(error)):
+                raise ToolException(watch.sentence) from None
             raise
-        return settle(sifted(output), withhold)
+        return settle(sifted(output), watch.withhold)
 
     @functools.wraps(kind._arun)
     async def _arun(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -114,12 +152,13 @@ def guarded_tool(tool: BaseTool, withhold: Withhold, awithhold: AsyncWithhold, s
         except GraphBubbleUp:
             raise
         except Exception as error:
-            if await awithhold(str(error)):
-                raise ToolException(sentence) from None
+            if await watch.awithhold(str(error)):
+                raise ToolException(watch.sentence) from None
             raise
-        return await asettle(sifted(output), awithhold)
+        return await asettle(sifted(output), watch.awithhold)
 
     guarded = tool.model_copy()
-    members = {"__module__": __name__, "__doc__": kind.__doc__, "_run": _run, "_arun": _arun}
+    ours = {"run": run, "arun": arun, "_run": _run, "_arun": _arun}
+    members = {"__module__": __name__, "__doc__": kind.__doc__, **ours}
     object.__setattr__(guarded, "__class__", type(f"Guarded{kind.__name__}", (kind,), members))
     return guarded

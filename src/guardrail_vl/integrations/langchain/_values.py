@@ -1,6 +1,7 @@
 """Whatever goes into a runnable or comes out of it, as messages and pieces that can be judged.
 
-Knows types of values. Knows no guard, and no runnable. What it can't read it names, so that the app says what is judged.
+Knows types of values. Knows no guard, and no runnable. What it can't read it names, so that the app can say what
+is judged.
 """
 
 from __future__ import annotations
@@ -37,12 +38,9 @@ from guardrail_vl.streaming import Piece
 from guardrail_vl.turn import Turn
 from guardrail_vl.wire.base import Reading
 
-_HINT: Final = (
-    "Say what is judged: prompt= or response=, a function of the value that gives text, messages or pictures."
-)
+_HINT: Final = "Say what is judged: prompt= or response=, a function of the value that gives text, messages, pictures."
 Place = tuple[Hashable, ...]
 
-_NOTHING: Final = (*NO_CONTENT, Enum)
 _PICTURES: Final = (PILImage, bytes, bytearray, memoryview)
 
 
@@ -64,7 +62,7 @@ def read_value(value: Any, reading: Reading, role: Role = "user") -> Iterator[Pa
 
 def _found(value: Any, reading: Reading, role: Role, at: Place) -> Iterator[tuple[Place, Part | Message]]:
     """The content with its place in the value."""
-    if value is None or isinstance(value, _NOTHING):
+    if value is None or isinstance(value, NO_CONTENT):
         return
     match value:
         case str():
@@ -92,7 +90,7 @@ def _found(value: Any, reading: Reading, role: Role, at: Place) -> Iterator[tupl
                 else:
                     yield from _found(one, reading, role, (*at, number))
         case _ if isinstance(value, _PICTURES):
-            yield at, reading.load(value)
+            yield at, reading.load(bytes(value) if isinstance(value, bytearray | memoryview) else value)
         case _:
             fields = inner_of(value)
             if fields is None:
@@ -193,7 +191,8 @@ class ValueReader:
     def _pieces(self, item: Any, at: Place) -> Iterator[Piece]:
         match item:
             case str() if not isinstance(item, Enum):
-                yield Piece("text", checked(item, "text"), index=self._index((at, "text")))
+                if item:
+                    yield Piece("text", checked(item, "text"), index=self._index((at, "text")))
             case ChatGenerationChunk():
                 yield from self._reader(at).read(item)
             case AIMessageChunk() | ChatMessageChunk():

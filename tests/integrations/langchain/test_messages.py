@@ -1,0 +1,536 @@
+"""LangChain's messages as what is judged: nothing that a model or a reader sees is lost."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+pytest.importorskip("langchain_openai")
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    ChatMessage,
+    FunctionMessage,
+    HumanMessage,
+    RemoveMessage,
+    SystemMessage,
+    ToolMessage,
+)
+from langchain_core.tools import tool
+from pydantic import BaseModel, Field
+
+from guardrail_vl.errors import ContentError
+from guardrail_vl.integrations._annotation import Annotation
+from guardrail_vl.integrations.langchain._messages import read_reply, read_request, tool_output
+from guardrail_vl.parts import ImagePart, ReasoningPart, RefusalPart, TextPart, ToolCallPart, ToolResultPart
+from guardrail_vl.wire.base import Reading
+from tests.integrations.langchain.samples import (
+    ANTHROPIC,
+    BEDROCK,
+    GOOGLE,
+    PIXELS,
+    STANDARD,
+    OpenAi,
+    judged,
+    unseen,
+    vanishing_in,
+)
+from tests.wire import responses_bodies, test_chat
+from tests.wire.leaves import MARKER, PIXEL, READING, texts, vanishing
+
+Json = dict[str, Any]
+
+# ---- nothing of a reply vanishes -------------------------------------------------------------------------------------
+
+# Ids, seals, what a thing is called in the API, why it ended, which model it was and what it cost.
+CALL_IDS = {"tool_calls.*.id"}
+NO_CONTENT = {
+    "anthropic": CALL_IDS
+    | {
+        "id", "content.*.id", "content.*.signature", "content.*.caller.type", "content.*.citations.*.type",
+        "content.*.citations.*.file_id", "response_metadata.id", "response_metadata.model",
+        "response_metadata.model_name", "response_metadata.model_provider", "response_metadata.service_tier",
+        "response_metadata.stop_reason", "response_metadata.usage.inference_geo",
+    },
+    "google": CALL_IDS
+    | {
+        "content.*.signature", "content.*.extras.signature",
+        "additional_kwargs.__gemini_function_call_thought_signatures__.c1", "response_metadata.finish_reason",
+        "response_metadata.model_name", "response_metadata.model_provider",
+        "response_metadata.prompt_feedback.block_reason",
+        "response_metadata.prompt_feedback.safety_ratings.*.category",
+        "response_metadata.safety_ratings.*.category", "response_metadata.safety_ratings.*.probability",
+    },
+    "standard": CALL_IDS
+    | {
+        "content.*.id", "content.*.mime_type", "content.*.extras.signature", "content.*.extras.phase",
+        "content.*.extras.item_id", "content.*.annotations.*.id", "content.*.annotations.*.type",
+        "content.*.annotations.*.value.file_id", "invalid_tool_calls.*.id",
+        "additional_kwargs.tool_calls.*.id", "response_metadata.ResponseMetadata.RequestId",
+        "response_metadata.created_at", "response_metadata.done_reason",
+        "response_metadata.incomplete_details.reason", "response_metadata.lc_versions.core",
+        "response_metadata.message.role", "response_metadata.output_version", "response_metadata.stopReason",
+        "response_metadata.x_groq.id",
+    },
+    "bedrock": {
+        "content.*.reasoning_content.type", "content.*.reasoning_content.signature", "content.*.source.type",
+        "content.*.source_type", "response_metadata.model_provider",
+    },
+}  # fmt: skip
+WHOLE = {"anthropic": ANTHROPIC, "google": GOOGLE, "standard": STANDARD, "bedrock": BEDROCK}
+
+
+@pytest.mark.parametrize("style", WHOLE)
+def test_no_content_of_a_reply_vanishes(style: str) -> None:
+    assert vanishing_in(WHOLE[style], judged) == NO_CONTENT[style]
+
+
+def test_no_content_of_a_reply_of_openais_chat_vanishes() -> None:
+    body = copy.deepcopy(test_chat.REPLY)
+    del body["error"], body["choices"][1:]
+    assert unseen(body, OpenAi().judge_whole) == {
+        "id", "model", "service_tier", "system_fingerprint", "choices.*.finish_reason",
+        "choices.*.message.tool_calls.*.id",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("version", ["responses/v1", "v1", "v0"])
+def test_no_content_of_a_reply_of_openais_responses_vanishes(version: str) -> None:
+    body = responses_bodies.reply()
+    del body["output"][0]["encrypted_content"]
+    gone = unseen(body, OpenAi(use_responses_api=True, output_version=version).judge_whole)
+    assert gone <= {
+        "id", "object", "model", "status", "service_tier", "user", "output.*.id", "output.*.status", "output.*.phase",
+        "output.*.call_id", "output.*.action", "output.*.background", "output.*.output_format", "output.*.quality",
+        "output.*.size", "output.*.summary.*.type", "output.*.content.*.type",
+        "output.*.content.*.annotations.*.type", "output.*.content.*.annotations.*.file_id",
+    }  # fmt: skip
+
+
+def reply(message: BaseMessage, *allow: str, **more: Any) -> tuple[Any, ...]:
+    (read,) = read_reply(message, Reading(ImagePart.load, allow), **more)
+    assert read.role == "assistant"
+    return read.content
+
+
+def block(raw: Any, *allow: str) -> tuple[Any, ...]:
+    return reply(AIMessage([raw]), *allow)
+
+
+def test_a_call_is_read_once_however_often_it_is_told() -> None:
+    message = AIMessage(
+        [
+            {"type": "tool_use", "id": "c1", "name": "look", "input": {"at": "a", "b": 1}},
+            {"type": "tool_call", "id": "c1", "name": "look", "args": {"b": 1, "at": "a"}},
+        ],
+        additional_kwargs={
+            "tool_calls": [
+                {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"b":1,"at":"a"}'}}
+            ],
+        },
+        tool_calls=[{"name": "look", "args": {"at": "a", "b": 1}, "id": "c1"}],
+    )
+    # Twice in the content: two calls there, of which LangChain knows one.
+    assert [part.name for part in reply(message)] == ["look", "look"]
+    message.content = message.content[:1]
+    assert reply(message) == (ToolCallPart("look", '{"at": "a", "b": 1}', "c1"),)
+
+
+@pytest.mark.parametrize(
+    "arguments", ['{"at": "other"}', '{"at": "bad", "at": "it"}', '{"at": "it"} and more', '{"at": "it", "x": NaN}']
+)
+def test_a_call_that_is_told_otherwise_elsewhere_is_read_too(arguments: str) -> None:
+    raw = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": arguments}}
+    call = {"name": "look", "args": {"at": "it"}, "id": "c1", "type": "tool_call"}
+    message = AIMessage("", additional_kwargs={"tool_calls": [raw]}, tool_calls=[call])
+    assert [part.arguments for part in reply(message)] == ['{"at": "it"}', arguments]
+    block = {"type": "function_call", "name": "look", "arguments": arguments, "call_id": "c1"}
+    assert arguments in [part.arguments for part in reply(AIMessage([block], tool_calls=[call]))]
+
+
+def test_what_parsing_half_of_a_call_loses_is_read() -> None:
+    chunk = AIMessageChunk(
+        "", tool_call_chunks=[{"name": "f", "args": '{"a": "b"} BAD', "id": "c", "index": 0, "type": "tool_call_chunk"}]
+    )
+    assert any("BAD" in text for text in judged(chunk))
+
+
+def test_an_old_function_call_and_a_custom_tool_are_calls() -> None:
+    old = AIMessage("", additional_kwargs={"function_call": {"name": "look", "arguments": "{}"}})
+    assert reply(old) == (ToolCallPart("look", "{}"),)
+    raw = {"type": "custom_tool_call", "name": "shout", "input": "hey", "call_id": "c1"}
+    call = {"name": "shout", "args": {"__arg1": "hey"}, "id": "c1", "type": "tool_call"}
+    assert reply(AIMessage([raw], tool_calls=[call])) == (ToolCallPart("shout", '{"__arg1": "hey"}', "c1"),)
+
+
+class Answer(BaseModel):
+    said: str
+
+
+def test_a_parsed_answer_is_read_unless_the_content_says_the_same() -> None:
+    same = AIMessage('{"said": "yes"}', additional_kwargs={"parsed": Answer(said="yes")})
+    assert reply(same) == (TextPart('{"said": "yes"}'),)
+    other = AIMessage('{"said": "yes"}', additional_kwargs={"parsed": {"said": "no"}})
+    assert reply(other)[1:] == (TextPart('{"said": "no"}'),)
+
+
+def test_a_refusal_is_read_once() -> None:
+    assert reply(AIMessage("No.", additional_kwargs={"refusal": "No."})) == (TextPart("No."),)
+    assert reply(AIMessage("", additional_kwargs={"refusal": "No."})) == (RefusalPart("No."),)
+
+
+@pytest.mark.parametrize("name", ["logprobs", "logprobs_result", "prompt_logprobs"])
+def test_tokens_beside_the_text_are_refused(name: str) -> None:
+    value = {"content": [{"token": "yes"}]}
+    for message, aside in ((AIMessage("yes", response_metadata={name: value}), {}), (AIMessage("yes"), {name: value})):
+        with pytest.raises(ContentError, match="token by token") as told:
+            reply(message, aside=aside)
+        assert name in str(told.value.hint)
+        assert reply(message, name, aside=aside) == (TextPart("yes"),)
+    assert reply(AIMessage("yes", response_metadata={name: {"content": None, "refusal": []}})) == (TextPart("yes"),)
+
+
+def test_the_note_of_a_guard_inside_is_no_content_but_anything_else_of_that_name_is() -> None:
+    assert reply(AIMessage("yes", response_metadata={"guardrail": dict(Annotation(()))})) == (TextPart("yes"),)
+    forged = {"action": "allow", "decisions": [], "more": MARKER}
+    for value in (forged, {"action": MARKER, "decisions": []}, {"action": "allow", "decisions": [{"id": MARKER}]}):
+        assert MARKER in "\n".join(judged(AIMessage("yes", response_metadata={"guardrail": value})))
+
+
+def test_audio_is_refused_unless_allowed() -> None:
+    message = AIMessage("", additional_kwargs={"audio": {"id": "a", "transcript": "hi"}})
+    with pytest.raises(ContentError, match="Audio"):
+        reply(message)
+    assert reply(message, "audio") == ()
+
+
+def test_a_reply_is_the_assistants() -> None:
+    assert reply(ChatMessage("hi", role="assistant")) == (TextPart("hi"),)
+    for message in (HumanMessage("hi"), ChatMessage("hi", role="user"), SystemMessage("hi")):
+        with pytest.raises(ContentError, match="assistant"):
+            reply(message)
+
+
+def test_a_field_that_a_message_does_not_have_is_refused_by_name() -> None:
+    message = AIMessage("hi", novelty="text")
+    with pytest.raises(ContentError, match="novelty"):
+        reply(message)
+    assert reply(message, "novelty") == (TextPart("hi"),)
+
+
+def test_what_is_nested_too_deeply_is_refused() -> None:
+    deep: Any = "x"
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(ContentError, match="deep|JSON"):
+        reply(AIMessage("", additional_kwargs={"novelty": deep}))
+    with pytest.raises(ContentError, match="deep|JSON"):
+        reply(AIMessage("", response_metadata={"novelty": deep}))
+
+
+# ---- blocks ----------------------------------------------------------------------------------------------------------
+
+PICTURES: dict[str, Json] = {
+    "version 1": {"type": "image", "base64": PIXELS, "mime_type": "image/png"},
+    "version 1 url": {"type": "image", "url": PIXEL},
+    "version 0": {"type": "image", "source_type": "base64", "data": PIXELS, "mime_type": "image/png"},
+    "version 0 url": {"type": "image", "source_type": "url", "url": PIXEL},
+    "anthropic": {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PIXELS}},
+    "anthropic url": {"type": "image", "source": {"type": "url", "url": PIXEL}},
+    "openai": {"type": "image_url", "image_url": {"url": PIXEL, "detail": "low"}},
+    "openai text": {"type": "image_url", "image_url": PIXEL},
+    "responses": {"type": "input_image", "image_url": PIXEL, "detail": "auto"},
+    "drawn": {"type": "image_generation_call", "result": PIXELS, "status": "completed"},
+    "google": {"type": "media", "mime_type": "image/png", "data": PIXELS},
+    "google bytes": {"type": "media", "mime_type": "image/png", "data": ImagePart.load(PIXEL).data},
+    "bedrock": {"image": {"format": "png", "source": {"bytes": ImagePart.load(PIXEL).data}}},
+}
+
+
+@pytest.mark.parametrize("form", PICTURES)
+def test_a_picture_is_read_in_every_form(form: str) -> None:
+    assert block(PICTURES[form]) == (ImagePart.load(PIXEL),)
+    assert read_request([HumanMessage([PICTURES[form]])], None, {}, READING)[0].images == (ImagePart.load(PIXEL),)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"type": "image", "file_id": "file_1"},
+        {"type": "image", "id": "file_1"},
+        {"type": "image", "base64": PIXELS, "file_id": "file_1"},
+        {"type": "image", "source": {"type": "file", "file_id": "file_1"}},
+        {"type": "input_image", "file_id": "file_1"},
+        {"type": "image", "url": "/etc/hostname"},
+        {"type": "image", "url": "https://a.example/x.png"},
+        {"type": "image_url", "image_url": {"url": "gs://a/b"}},
+        {"type": "image_url"},
+        {"type": "image", "base64": PIXELS, "mime_type": "application/pdf"},
+        {"type": "image", "source": {"source": {"url": PIXEL}}},
+        {"type": "image", "base64": PIXELS, "source": {"url": "/etc/hostname"}},
+        {"type": "image", "base64": "no picture", "mime_type": "image/png"},
+        {"type": "image", "data": 7},
+        {"type": "media", "mime_type": "video/mp4", "data": "AAAA"},
+        {"type": "media", "mime_type": "image/png", "file_uri": "https://a.example/x.png"},
+    ],
+)
+def test_a_picture_that_is_none_or_not_at_hand_is_refused(raw: Json) -> None:
+    with pytest.raises(ContentError):
+        block(raw)
+
+
+def test_all_pictures_of_one_block_are_judged() -> None:
+    raw = {"type": "image", "url": PIXEL, "base64": PIXELS, "source": {"data": PIXELS}}
+    assert block(raw) == (ImagePart.load(PIXEL),) * 3
+
+
+@pytest.mark.parametrize(
+    ("raw", "name"),
+    [
+        ({"type": "audio", "base64": "AAAA"}, "audio"),
+        ({"type": "video", "url": "https://a.example"}, "video"),
+        ({"type": "file", "file_id": "file_1"}, "file"),
+        ({"type": "document", "source": {"type": "text", "data": "words"}}, "document"),
+        ({"type": "search_result", "content": [{"type": "text", "text": "words"}]}, "search_result"),
+        ({"type": "redacted_thinking", "data": "AAAA"}, "redacted_thinking"),
+        ({"type": "server_tool_call", "name": "web_search", "args": {"query": "words"}}, "server_tool_call"),
+        ({"type": "server_tool_use", "name": "web_search", "input": {"query": "words"}}, "web_search"),
+        ({"type": "web_search_tool_result", "content": [{"title": "words"}]}, "web_search"),
+        ({"type": "server_tool_result", "output": "words"}, "server_tool_result"),
+        ({"type": "web_search_call", "action": {"query": "words"}}, "web_search"),
+        ({"type": "media", "mime_type": "video/mp4", "data": "AAAA"}, "media"),
+        ({"type": "non_standard", "value": {"words": "words"}}, "non_standard"),
+        ({"type": "non_standard", "value": {"type": "novelty", "text": "words"}}, "novelty"),
+        ({"type": "novelty", "text": "words"}, "novelty"),
+    ],
+)
+def test_a_block_that_can_not_be_judged_is_refused_by_name(raw: Json, name: str) -> None:
+    with pytest.raises(ContentError) as told:
+        block(raw)
+    assert "words" not in str(told.value)
+    assert block(raw, name) == ()
+
+
+@pytest.mark.parametrize(
+    ("raw", "field"),
+    [
+        ({"type": "text", "text": "hi", "novelty": "words"}, "novelty"),
+        ({"type": "text", "text": "hi", "extras": {"novelty": "words"}}, "novelty"),
+        ({"type": "text-plain", "text": "hi", "base64": "AAAA"}, "base64"),
+        ({"type": "text-plain", "text": "hi", "url": "https://a.example"}, "url"),
+        ({"type": "reasoning", "reasoning": "hm", "encrypted_content": "AAAA"}, "encrypted_content"),
+        ({"type": "tool_call", "name": "f", "args": {}, "novelty": "words"}, "novelty"),
+        ({"type": "tool_use", "name": "f", "input": {}, "caller": {"type": "x", "novelty": "words"}}, "novelty"),
+        ({"type": "image", "url": PIXEL, "novelty": "words"}, "novelty"),
+        ({"type": "image_url", "image_url": {"url": PIXEL, "novelty": "words"}}, "novelty"),
+    ],
+)
+def test_an_unknown_field_of_a_block_is_refused_by_name(raw: Json, field: str) -> None:
+    with pytest.raises(ContentError, match=field):
+        block(raw)
+    block(raw, field)
+
+
+@pytest.mark.parametrize("raw", [{"text": "a", "more": "b"}, {}, {"type": 7}, {"type": "image", "source": "x"}])
+def test_a_block_that_is_none_is_refused(raw: Json) -> None:
+    with pytest.raises(ContentError):
+        block(raw)
+
+
+def test_reasoning_is_read_in_every_form() -> None:
+    forms: list[Json] = [
+        {"type": "reasoning", "reasoning": "Hm."},
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm."}], "id": "rs"},
+        {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "Hm."}]},
+        {"type": "thinking", "thinking": "Hm.", "signature": "AAAA"},
+        {"type": "reasoning_content", "reasoning_content": {"text": "Hm.", "signature": "AAAA"}},
+        {"reasoningContent": {"reasoningText": {"text": "Hm.", "signature": "AAAA"}}},
+    ]
+    for form in forms:
+        assert block(form) == (ReasoningPart("Hm."),)
+    for name in ("reasoning_content", "reasoning"):
+        assert reply(AIMessage("", additional_kwargs={name: "Hm."})) == (ReasoningPart("Hm."),)
+
+
+# ---- requests --------------------------------------------------------------------------------------------------------
+
+
+def asked(*messages: BaseMessage, allow: tuple[str, ...] = (), **settings: Any) -> tuple[Any, ...]:
+    return read_request(messages, ["END"], settings, Reading(ImagePart.load, allow))
+
+
+def test_every_message_keeps_its_role_and_its_place() -> None:
+    history = [
+        SystemMessage("a"),
+        SystemMessage("b", additional_kwargs={"__openai_role__": "developer"}),
+        HumanMessage("c", name="ann"),
+        AIMessage(
+            "d", tool_calls=[{"name": "f", "args": {}, "id": "c1"}], response_metadata={"logprobs": {"content": [1]}}
+        ),
+        ToolMessage("e", tool_call_id="c1", name="f", artifact="stays with the app"),
+        FunctionMessage("g", name="old"),
+        *(ChatMessage("h", role=role) for role in ("system", "developer", "user", "human", "assistant", "ai")),
+    ]
+    read = asked(*history)
+    assert [message.role for message in read] == [
+        "system", "developer", "user", "assistant", "tool", "tool",
+        "system", "developer", "user", "user", "assistant", "assistant",
+    ]  # fmt: skip
+    assert read[2].name == "ann"
+    assert read[3].content == (TextPart("d"), ToolCallPart("f", "{}", "c1"))
+    assert read[4].content == (ToolResultPart((TextPart("e"),), "c1"),)
+    assert read[5].name == "old"
+
+
+@pytest.mark.parametrize("message", [RemoveMessage("id"), ChatMessage("x", role="BADWORD wizard")])
+def test_a_message_that_no_model_is_sent_is_refused(message: BaseMessage) -> None:
+    with pytest.raises(ContentError) as told:
+        asked(message)
+    assert "wizard" not in str(told.value)
+
+
+def test_no_content_of_a_request_vanishes() -> None:
+    def judge(body: Any) -> Any:
+        return texts(read_request([HumanMessage(**body["human"]), ToolMessage(**body["tool"])], None, {}, READING))
+
+    body = {
+        "human": {
+            "content": [{"type": "text", "text": "hi"}],
+            "name": "ann",
+            "id": "1",
+            "additional_kwargs": {"k": "v"},
+        },
+        "tool": {
+            "content": [{"type": "text", "text": "out"}, {"type": "json", "json": {"a": "b"}}],
+            "tool_call_id": "c1",
+            "additional_kwargs": {"name": "f"},
+        },
+    }
+    assert vanishing(body, judge) == {"human.id", "tool.tool_call_id"}
+
+
+def test_a_tools_message_holds_text_and_pictures_only() -> None:
+    picture = {"type": "image_url", "image_url": {"url": PIXEL}}
+    (read,) = asked(ToolMessage(["a", picture], tool_call_id="c1"))
+    assert read.content == (ToolResultPart((TextPart("a"), ImagePart.load(PIXEL)), "c1"),)
+    with pytest.raises(ContentError, match="text and images"):
+        asked(ToolMessage([{"type": "reasoning", "reasoning": "hm"}], tool_call_id="c1"))
+
+
+class Shape(BaseModel):
+    """A shape that has BADWORD in its description."""
+
+    corners: int = Field(description="How many WORSE corners.")
+
+
+@tool
+def weather(city: str) -> str:
+    """Says the weather, BADWORD."""
+    return city
+
+
+SETTINGS: Json = {
+    "model": "m", "temperature": 0.5, "max_tokens": 5, "seed": 1, "user": "u", "metadata": {"team": "blue"},
+    "tool_choice": "auto", "parallel_tool_calls": False, "strict": True, "stream_options": {"include_usage": True},
+    "ls_structured_output_format": {"kwargs": {"method": "json_schema"}, "schema": Shape}, "reasoning": {"effort": "low"},
+    "reasoning_effort": "low", "response_format": {"type": "json_object"}, "modalities": ["text"], "logprobs": False,
+    "text": {"verbosity": "low", "format": {"type": "text"}}, "extra_body": {"top_k": 5, "user": "u"},
+    "include": ["file_search_call.results"], "thinking": {"type": "enabled"}, "top_logprobs": 0, "stream": True,
+}  # fmt: skip
+
+
+def test_settings_that_carry_no_content_pass() -> None:
+    assert [message.role for message in asked(HumanMessage("hi"), **SETTINGS)] == ["user"]
+
+
+DEFINITIONS: dict[str, Any] = {
+    "a function": {"tools": [{"type": "function", "function": {"name": "f", "description": "BADWORD"}}]},
+    "a flat function": {"tools": [{"type": "function", "name": "f", "parameters": {"title": "BADWORD"}}]},
+    "a custom tool": {"tools": [{"type": "custom", "custom": {"name": "f", "description": "BADWORD"}}]},
+    "anthropic": {"tools": [{"name": "f", "input_schema": {"properties": {"BADWORD": {}}}}]},
+    "google": {"tools": [{"function_declarations": [{"name": "f", "description": "BADWORD"}]}]},
+    "bedrock": {"tools": [{"toolSpec": {"name": "f", "description": "BADWORD"}}]},
+    "a namespace": {"tools": [{"type": "namespace", "name": "n", "tools": [{"type": "function", "name": "BADWORD"}]}]},
+    "a namespace's words": {"tools": [{"type": "namespace", "name": "n", "description": "BADWORD", "tools": []}]},
+    "a tool": {"tools": [weather]},
+    "a class": {"tools": [Shape]},
+    "functions": {"functions": [{"name": "f", "description": "BADWORD"}]},
+    "a choice": {"tool_choice": {"type": "function", "function": {"name": "BADWORD"}}},
+    "a schema": {"response_format": {"type": "json_schema", "json_schema": {"schema": {"title": "BADWORD"}}}},
+    "a schema's class": {"response_format": Shape},
+    "a text's format": {"text": {"format": {"type": "json_schema", "schema": {"title": "BADWORD"}}}},
+    "a prediction": {"prediction": {"type": "content", "content": "BADWORD"}},
+    "instructions": {"instructions": "BADWORD"},
+    "more settings": {"extra_body": {"guided_grammar": "BADWORD"}},
+    "anything": {"novelty": {"deep": ["BADWORD"]}},
+}
+
+
+@pytest.mark.parametrize("kind", DEFINITIONS)
+def test_what_the_model_sees_beside_the_messages_is_judged_first(kind: str) -> None:
+    read = asked(HumanMessage("hi"), **DEFINITIONS[kind])
+    assert [message.role for message in read] == ["developer", "user"]
+    assert "BADWORD" in read[0].text
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"tools": [{"type": "web_search_preview"}]}, "web_search_preview"),
+        ({"tools": [{"google_search": {}}]}, "google_search"),
+        ({"previous_response_id": "r"}, "previous_response_id"),
+        ({"extra_body": {"conversation": "c"}}, "conversation"),
+        ({"web_search_options": {"search_context_size": "low"}}, "web_search_options"),
+        ({"logprobs": True}, "logprobs"),
+        ({"top_logprobs": 3}, "logprobs"),
+        ({"include": ["message.output_text.logprobs"]}, "logprobs"),
+        ({"modalities": ["text", "audio"]}, "audio"),
+        ({"novelty": object()}, "novelty"),
+    ],
+)
+def test_a_setting_that_brings_what_nobody_judges_is_refused_by_name(settings: Json, name: str) -> None:
+    with pytest.raises(ContentError):
+        asked(HumanMessage("hi"), **settings)
+    assert asked(HumanMessage("hi"), allow=(name,), **settings)[-1].text == "hi"
+
+
+# ---- what tools give back --------------------------------------------------------------------------------------------
+
+
+class Odd:
+    def __str__(self) -> str:
+        return "as text"
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("rain", "rain"),
+        (["rain", "snow"], "rain\nsnow"),
+        ([{"type": "text", "text": "rain"}], "rain"),
+        ({"sky": "grün"}, '{"sky": "grün"}'),
+        ([{"type": "pizza", "name": "x"}], '[{"type": "pizza", "name": "x"}]'),
+        (7, "7"),
+        (Odd(), "as text"),
+        ({"odd": Odd}, str({"odd": Odd})),
+        (None, ""),
+        (ToolMessage("rain", tool_call_id="c1"), "rain"),
+    ],
+)
+def test_what_a_tool_gave_is_judged_as_the_model_would_see_it(content: Any, text: str) -> None:
+    read = tool_output(content, "c1", READING)
+    assert read.role == "tool"
+    (result,) = read.content
+    assert isinstance(result, ToolResultPart)
+    assert result.id == "c1"
+    assert "\n".join(part.text for part in result.content if isinstance(part, TextPart)) == text
+
+
+def test_a_picture_that_a_tool_gave_is_judged() -> None:
+    read = tool_output([{"type": "image", "base64": PIXELS, "mime_type": "image/png"}], "c1", READING)
+    assert read.images == (ImagePart.load(PIXEL),)
+    with pytest.raises(ContentError, match="file"):
+        tool_output([{"type": "file", "base64": "AAAA"}], "c1", READING)
