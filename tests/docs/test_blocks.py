@@ -74,8 +74,14 @@ def _without_new_openai() -> str:
     return "" if int(openai.__version__.partition(".")[0]) >= 2 else "openai 1 has not all of this"
 
 
+def _without_langchain() -> str:
+    missing_extra = _without("langchain", "langchain")
+    return missing_extra or ("langchain-openai can't be used" if _without("langchain_openai", "langchain") else "")
+
+
 NEEDS: dict[str, Callable[[], str]] = {
     "embedded": lambda: _without("guardrail_vl.engines.embedded", "embedded"),
+    "langchain": _without_langchain,
     "local": lambda: _without("guardrail_vl.engines.transformers", "local"),
     "vllm": _without_vllm,
     "openai>=2": _without_new_openai,

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from tests.integrations.langchain.apps import says
 from tests.integrations.llm import Llm
+
+if any(importlib.util.find_spec(name) is None for name in ("langchain", "langchain_openai", "langchain_tests")):
+    collect_ignore_glob = ["test_*.py"]
 
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Llm]]:
     """Starts servers: of what `apps.says` takes, or of a function of the request."""
+    from tests.integrations.langchain.apps import says
+
     servers: list[Llm] = []
 
     def make(*answers: Any) -> Llm:

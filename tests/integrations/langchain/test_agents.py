@@ -20,8 +20,8 @@ from tests.integrations.llm import Llm
 
 pytest.importorskip("langchain")
 from langchain.agents import create_agent
-from langchain.agents.middleware import AgentMiddleware, HumanInTheLoopMiddleware, ModelResponse
-from langchain.agents.structured_output import ToolStrategy
+from langchain.agents.middleware import AgentMiddleware, HumanInTheLoopMiddleware, ModelResponse, hook_config
+from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import ToolException, tool
 from langgraph.checkpoint.memory import InMemorySaver
@@ -452,16 +452,38 @@ class Answer(BaseModel):
     text: str
 
 
-def test_structured_output_ends_in_a_refusal(serve: Make) -> None:
+@pytest.mark.parametrize("strategy", [ToolStrategy, ProviderStrategy])
+def test_structured_output_ends_in_a_refusal(serve: Make, strategy: Any) -> None:
     def made(text: str) -> Any:
-        calls = [tool_call({"text": text}, name="Answer")]
-        return agent(serve(calls), response_format=ToolStrategy(Answer))
+        by_tool: Any = [tool_call({"text": text}, name="Answer")]
+        said = by_tool if strategy is ToolStrategy else Answer(text=text).model_dump_json()
+        return agent(serve(said), response_format=strategy(Answer))
 
     asked: Any = {"messages": [HumanMessage("hi")]}
     assert made(SAFE).invoke(asked)["structured_response"] == Answer(text=SAFE)
     got = made(SPOILED).invoke(asked)
     assert got.get("structured_response") is None
     assert BAD not in repr(got)
+
+
+class Again(AgentMiddleware):
+    """Asks the model once more."""
+
+    @hook_config(can_jump_to=["model"])
+    def after_model(self, state: Any, runtime: Any) -> dict[str, Any] | None:
+        answers = [one for one in state["messages"] if isinstance(one, AIMessage)]
+        return {"jump_to": "model"} if len(answers) == 1 else None
+
+
+def test_jumps_of_others_keep_working(serve: Make) -> None:
+    assert [one.content for one in ask(agent(serve("One.", "Two."), more=(Again(),)))] == ["hi", "One.", "Two."]
+
+
+def test_a_named_agent_keeps_its_name(serve: Make) -> None:
+    bare = create_agent(chat(serve(SAFE)), [], name="helper")
+    name = bare.invoke({"messages": [HumanMessage("hi")]})["messages"][-1].name  # older releases give none
+    for said in (SAFE, SPOILED):
+        assert ask(agent(serve(said), name="helper"))[-1].name == name
 
 
 def test_parallel_users(serve: Make) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 pytest.importorskip("langchain_openai")
-from langchain_core.messages import AIMessageChunk, BaseMessage, ChatMessageChunk, HumanMessageChunk
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ChatMessageChunk, HumanMessageChunk
 from langchain_core.outputs import ChatGenerationChunk
 
 from guardrail_vl.errors import ContentError
@@ -56,7 +56,7 @@ def parts_of(chunks: Iterable[BaseMessage], reading: Reading = READING) -> list[
     reader = ChunkReader(reading)
     hold: HoldBack[Any] = HoldBack((), Streaming("full"))
     for chunk in chunks:
-        hold.feed(chunk, list(reader.read(ChatGenerationChunk(message=chunk))), 0.0)
+        hold.feed(chunk, reader.read_message(chunk), 0.0)
     hold.end()
     found = [check.turn().messages[-1].content for check in hold.checks(0.0)]
     return list(found[0]) if found else []
@@ -64,12 +64,12 @@ def parts_of(chunks: Iterable[BaseMessage], reading: Reading = READING) -> list[
 
 def pieces(*chunks: BaseMessage) -> list[Piece]:
     reader = ChunkReader(READING)
-    return [piece for chunk in chunks for piece in reader.read(ChatGenerationChunk(message=chunk))]
+    return [piece for chunk in chunks for piece in reader.read_message(chunk)]
 
 
 def call(name: str | None, args: str | None, index: int | None, call_id: str | None = None) -> AIMessageChunk:
     raw: Any = {"name": name, "args": args, "id": call_id, "index": index, "type": "tool_call_chunk"}
-    return AIMessageChunk("", tool_call_chunks=[raw])
+    return AIMessageChunk(content="", tool_call_chunks=[raw])
 
 
 @pytest.mark.parametrize("style", STREAMS)
@@ -111,12 +111,14 @@ def test_a_stream_says_what_its_message_says(style: str) -> None:
 def test_separate_blocks_are_separate_parts_and_what_is_joined_is_one() -> None:
     found = parts_of(
         [
-            AIMessageChunk([{"type": "text", "text": "on", "index": 0}]),
-            AIMessageChunk([{"type": "text", "text": "e", "index": 0}, {"type": "text", "text": "two", "index": 1}]),
-            AIMessageChunk([{"type": "reasoning", "reasoning": "hm", "index": 0}]),
-            AIMessageChunk([{"type": "text", "text": "BAD"}]),
-            AIMessageChunk([{"type": "text", "text": "WORD"}]),
-            AIMessageChunk([{"type": "image", "base64": PIXELS, "mime_type": "image/png", "index": 2}]),
+            AIMessageChunk(content=[{"type": "text", "text": "on", "index": 0}]),
+            AIMessageChunk(
+                content=[{"type": "text", "text": "e", "index": 0}, {"type": "text", "text": "two", "index": 1}]
+            ),
+            AIMessageChunk(content=[{"type": "reasoning", "reasoning": "hm", "index": 0}]),
+            AIMessageChunk(content=[{"type": "text", "text": "BAD"}]),
+            AIMessageChunk(content=[{"type": "text", "text": "WORD"}]),
+            AIMessageChunk(content=[{"type": "image", "base64": PIXELS, "mime_type": "image/png", "index": 2}]),
         ]
     )
     picture = ImagePart.load(PIXEL)
@@ -163,18 +165,20 @@ def test_a_call_beside_the_chunks_is_read() -> None:
 
 def test_an_old_function_call_has_the_index_before_the_first() -> None:
     chunks = [
-        AIMessageChunk("", additional_kwargs={"function_call": {"name": "old", "arguments": '{"a"'}}),
-        AIMessageChunk("", additional_kwargs={"function_call": {"name": None, "arguments": ": 1}"}}),
+        AIMessageChunk(content="", additional_kwargs={"function_call": {"name": "old", "arguments": '{"a"'}}),
+        AIMessageChunk(content="", additional_kwargs={"function_call": {"name": None, "arguments": ": 1}"}}),
     ]
     assert {piece.index for piece in pieces(*chunks)} == {-1}
     assert parts_of(chunks) == [ToolCallPart("old", '{"a": 1}')]
 
 
 def test_what_comes_beside_the_message_is_judged_or_refused() -> None:
-    chunk = ChatGenerationChunk(message=AIMessageChunk("a"), generation_info={"finish_reason": "stop", "novelty": "b"})
+    chunk = ChatGenerationChunk(
+        message=AIMessageChunk(content="a"), generation_info={"finish_reason": "stop", "novelty": "b"}
+    )
     assert [piece.text for piece in ChunkReader(READING).read(chunk)] == ["a", "b"]
     chunk = ChatGenerationChunk(
-        message=AIMessageChunk("a"), generation_info={"logprobs": {"content": [{"token": "a"}]}}
+        message=AIMessageChunk(content="a"), generation_info={"logprobs": {"content": [{"token": "a"}]}}
     )
     with pytest.raises(ContentError, match="logprobs"):
         ChunkReader(READING).read(chunk)
@@ -183,18 +187,26 @@ def test_what_comes_beside_the_message_is_judged_or_refused() -> None:
 
 def test_a_refusal_and_a_parsed_answer() -> None:
     chunks = [
-        AIMessageChunk('{"said": '),
-        AIMessageChunk('"yes"}', additional_kwargs={"parsed": {"said": "yes"}}),
-        AIMessageChunk("", additional_kwargs={"refusal": "N"}),
-        AIMessageChunk("", additional_kwargs={"refusal": "o."}),
+        AIMessageChunk(content='{"said": '),
+        AIMessageChunk(content='"yes"}', additional_kwargs={"parsed": {"said": "yes"}}),
+        AIMessageChunk(content="", additional_kwargs={"refusal": "N"}),
+        AIMessageChunk(content="", additional_kwargs={"refusal": "o."}),
     ]
     assert parts_of(chunks) == [TextPart('{"said": "yes"}'), RefusalPart("No.")]
-    late = AIMessageChunk("", additional_kwargs={"parsed": {"said": "no"}})
+    late = AIMessageChunk(content="", additional_kwargs={"parsed": {"said": "no"}})
     assert TextPart('{"said": "no"}') in parts_of([*chunks, late])
 
 
+def test_calls_and_results_that_are_no_chunks() -> None:
+    message = AIMessage("", tool_calls=[{"name": "f", "args": {"a": 1}, "id": "c"}])
+    message.invalid_tool_calls = [{"name": "g", "args": "{", "id": "d", "error": "e", "type": "invalid_tool_call"}]
+    assert parts_of([message]) == [ToolCallPart("f", '{"a": 1}', "c"), ToolCallPart("g", "{", "d"), TextPart("e")]
+
+
 def test_a_name_is_told_once() -> None:
-    assert [piece.text for piece in pieces(AIMessageChunk("a", name="n"), AIMessageChunk("b", name="n"))] == [
+    assert [
+        piece.text for piece in pieces(AIMessageChunk(content="a", name="n"), AIMessageChunk(content="b", name="n"))
+    ] == [
         "n\n",
         "a",
         "b",
@@ -202,18 +214,18 @@ def test_a_name_is_told_once() -> None:
 
 
 def test_a_chunk_is_the_assistants() -> None:
-    assert pieces(ChatMessageChunk("a", role="assistant"))[0].text == "a"
-    for chunk in (HumanMessageChunk("a"), ChatMessageChunk("a", role="user")):
+    assert pieces(ChatMessageChunk(content="a", role="assistant"))[0].text == "a"
+    for chunk in (HumanMessageChunk(content="a"), ChatMessageChunk(content="a", role="user")):
         with pytest.raises(ContentError, match="assistant"):
             pieces(chunk)
     with pytest.raises(ContentError, match="novelty"):
-        pieces(AIMessageChunk("a", novelty="b"))
+        pieces(AIMessageChunk.model_validate({"content": "a", "novelty": "b"}))
 
 
 def test_what_carries_no_content_makes_no_piece() -> None:
     usage: Any = {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2}
     silent = AIMessageChunk(
-        "", usage_metadata=usage, id="run-1", response_metadata={"model_name": "m"}, chunk_position="last"
+        content="", usage_metadata=usage, id="run-1", response_metadata={"model_name": "m"}, chunk_position="last"
     )
     assert pieces(silent) == []
 
@@ -241,16 +253,17 @@ def test_a_message_cut_into_chunks_says_what_it_says_whole(
             if kind == "call":
                 chunks.append(call("look" if not at else None, part, number, "c" if not at else None))
                 if data.draw(st.booleans()):
-                    chunks[-1].content = [{"type": "input_json_delta", "partial_json": part, "index": index}]
-                    if not at:
-                        chunks[-1].content[0]["name"] = "look"
+                    names = {} if at else {"name": "look"}
+                    chunks[-1].content = [{"type": "input_json_delta", "partial_json": part, "index": index, **names}]
             else:
-                chunks.append(AIMessageChunk([{"type": kind, kind: part, "index": index}]))
+                chunks.append(AIMessageChunk(content=[{"type": kind, kind: part, "index": index}]))
     said = [text for kind, text in blocks if kind != "call" and text.strip()]
     calls = [text for kind, text in blocks if kind == "call"]
     found = parts_of(chunks)
     whole = read_reply(
-        AIMessageChunk([{"type": kind, kind: text} for kind, text in blocks if kind != "call" and text.strip()]),
+        AIMessageChunk(
+            content=[{"type": kind, kind: text} for kind, text in blocks if kind != "call" and text.strip()]
+        ),
         READING,
     )[0].content
     streamed = [part for part in found if not isinstance(part, ToolCallPart) and getattr(part, "text", "").strip()]
@@ -261,6 +274,6 @@ def test_a_message_cut_into_chunks_says_what_it_says_whole(
 
 @given(TEXTS, st.data())
 def test_a_text_cut_into_chunks_is_the_same_text(text: str, data: st.DataObject) -> None:
-    chunks = [AIMessageChunk(part) for part in _cut(data, text)]
+    chunks = [AIMessageChunk(content=part) for part in _cut(data, text)]
     assert "".join(piece.text for piece in pieces(*chunks)) == text
     assert {piece.index for piece in pieces(*chunks)} == {0}

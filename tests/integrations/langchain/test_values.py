@@ -54,7 +54,7 @@ def read(value: Any, role: Any = "user") -> list[tuple[str, str]]:
     return [(message.role, message.text) for message in value_messages(value, role, READING)]
 
 
-NOTHING = [
+NOTHING: list[Any] = [
     None, True, 3, 1.5, Colour.RED, datetime.datetime(2026, 1, 1), datetime.timedelta(1), uuid.UUID(int=1), Decimal(1),
     "", [], {}, (), set(), {"a": None}, [[], {}],
 ]  # fmt: skip
@@ -111,14 +111,16 @@ def test_pictures_stand_where_they_stood() -> None:
 
 
 def test_keys_are_the_developers_but_the_assistants_are_its_own() -> None:
-    value = {"what to steal": "a", "plain_name": "b"}
-    assert read(value) == [("user", "a\nb")]
-    assert read(value, "assistant") == [("assistant", "what to steal\na\nb")]
+    value = {"what to steal": "a", "how_to": ["b"], 3: "c"}
+    assert read(value) == [("user", "a\nb\nc")]
+    assert read(value, "assistant") == [("assistant", "what to steal\na\nhow_to\nb\nc")]
+    assert read(Answer(said="a"), "assistant") == [("assistant", "a")]
+    assert streamed([{"what to steal": ""}, {"what to steal": "x", "when": None}]) == ["what to steal", "x", "when"]
 
 
 def test_an_answer_is_read_with_its_metadata() -> None:
     answer = AIMessage("a", response_metadata={"novelty": "b", "logprobs": None})
-    assert read({"answer": answer}, "assistant") == [("assistant", "a\nb")]
+    assert read([answer], "assistant") == [("assistant", "a\nb")]
     assert read([answer, HumanMessage("c")]) == [("assistant", "a"), ("user", "c")]
 
 
@@ -188,13 +190,13 @@ def streamed(items: Any) -> list[str]:
 
 def test_text_and_chunks_are_joined() -> None:
     assert streamed(["He", "llo"]) == ["Hello"]
-    assert streamed([AIMessageChunk("He"), AIMessageChunk("llo")]) == ["Hello"]
-    assert streamed([ChatGenerationChunk(message=AIMessageChunk(one)) for one in ("He", "llo")]) == ["Hello"]
+    assert streamed([AIMessageChunk(content="He"), AIMessageChunk(content="llo")]) == ["Hello"]
+    assert streamed([ChatGenerationChunk(message=AIMessageChunk(content=one)) for one in ("He", "llo")]) == ["Hello"]
     assert streamed([AddableDict(a="He"), AddableDict(b="Or"), AddableDict(a="llo")]) == ["Hello", "Or"]
     both = [
-        AddableDict(a=AIMessageChunk("He")),
-        AddableDict(b=AIMessageChunk("Or")),
-        AddableDict(a=AIMessageChunk("llo")),
+        AddableDict(a=AIMessageChunk(content="He")),
+        AddableDict(b=AIMessageChunk(content="Or")),
+        AddableDict(a=AIMessageChunk(content="llo")),
     ]
     assert streamed(both) == ["Hello", "Or"]
     assert streamed([AddableDict({"what to steal": "x"}), AddableDict({"what to steal": "y"})]) == [
@@ -206,15 +208,15 @@ def test_text_and_chunks_are_joined() -> None:
 def test_calls_of_several_keys_stay_apart() -> None:
     def call(args: str) -> AIMessageChunk:
         raw: Any = {"name": None, "args": args, "id": None, "index": 0, "type": "tool_call_chunk"}
-        return AIMessageChunk("", tool_call_chunks=[raw])
+        return AIMessageChunk(content="", tool_call_chunks=[raw])
 
     items = [AddableDict(a=call("1")), AddableDict(b=call("2")), AddableDict(a=call("3"))]
     assert streamed(items) == ["13", "2"]
 
 
 def test_values_that_grow_are_read_once_and_others_each() -> None:
-    assert streamed([{"a": "He"}, {"a": "Hello"}, {"a": "Hello", "b": ["x"]}]) == ["Hello", "x"]
-    assert streamed([{"a": "one"}, {"a": "two"}]) == ["one", "two"]
+    assert streamed([{"a": "He"}, {"a": "Hello"}, {"a": "Hello", "b": ["x"]}]) == ["a", "Hello", "b", "x"]
+    assert streamed([{"a": "one"}, {"a": "two"}]) == ["a", "one", "two"]
     assert streamed([Answer(said="He"), Answer(said="Hello")]) == ["Hello"]
     assert streamed([["a"], ["b"]]) == ["a", "b"]
 
@@ -224,7 +226,7 @@ def test_whole_messages_in_a_stream_are_read_whole() -> None:
         found = "\n".join(streamed([message]))
         assert all(text in found for text in judged(message) if "image" not in text)
     result = Message("tool", (ToolResultPart((TextPart("a"), PICTURE)),), "name")
-    assert streamed([result, SystemMessage("b"), {"c": PICTURE}]) == ["a", "(image)(image)", "name", "b"]
+    assert streamed([result, SystemMessage("b"), [PICTURE]]) == ["a", "(image)(image)", "name", "b"]
 
 
 JSON = st.recursive(
@@ -241,7 +243,7 @@ def test_every_text_of_every_item_is_read(items: list[Any]) -> None:
     def check(value: Any) -> None:
         if isinstance(value, str):
             assert value in found
-        for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        for inner in [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ():
             check(inner)
 
     check(items)
@@ -250,11 +252,11 @@ def test_every_text_of_every_item_is_read(items: list[Any]) -> None:
 def test_what_real_runnables_stream_is_read() -> None:
     def words(_: Any) -> Any:
         for word in ('{"said": "', "He", 'llo", ', '"more": ["BAD', 'WORD"]}'):
-            yield AIMessageChunk(word)
+            yield AIMessageChunk(content=word)
 
     model: Any = RunnableGenerator(words)
     assert streamed((model | StrOutputParser()).stream("x")) == ['{"said": "Hello", "more": ["BADWORD"]}']
-    assert streamed((model | JsonOutputParser()).stream("x")) == ["Hello", "BADWORD"]
+    assert streamed((model | JsonOutputParser()).stream("x")) == ["said", "Hello", "more", "BADWORD"]
     both = RunnableParallel(a=model, b=model | StrOutputParser())
     assert streamed(both.stream("x")) == ['{"said": "Hello", "more": ["BADWORD"]}'] * 2
     assigned = RunnablePassthrough.assign(answer=model | StrOutputParser())

@@ -153,7 +153,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
             return ModelResponse(result=[rules.call([], None, {}).ending_refusal()])
         try:
             response = yield _Run(_guarded_request(request, rules))
-        except StructuredOutputError:
+        except (StructuredOutputError, ValueError):  # the second in older releases
             if not rules.calls or rules.calls[-1].instead is None:
                 raise
             response = ModelResponse(result=[])  # there is nothing to parse in a refusal

@@ -13,7 +13,7 @@ from langchain_core.messages import BaseMessage
 from guardrail_vl.integrations.langchain._blocks import Leaf, block_leaves
 from guardrail_vl.integrations.langchain._plain import json_text, strings
 from guardrail_vl.parts import Part, ReasoningPart, RefusalPart, TextPart, ToolCallPart, shown
-from guardrail_vl.reading import check_fields, is_empty, refuse
+from guardrail_vl.reading import check_fields, is_empty, read_reasoning, refuse
 from guardrail_vl.verdict import Action
 from guardrail_vl.wire.base import Reading
 from guardrail_vl.wire.jsons import list_of, mapping_of, text_of
@@ -106,8 +106,7 @@ def _kwarg(name: str, value: Any, reading: Reading) -> Iterator[Leaf]:
     elif name in _REASONING:
         yield from _reasoning(value, reading)
     elif name == "reasoning_details":
-        for number, detail in enumerate(list_of(value, name)):
-            yield from (((number, *path), ReasoningPart(text)) for path, text in strings(detail, "reasoning"))
+        yield from (((), part) for part in read_reasoning(value, reading.allow) if part.text)
     elif name == "tool_calls":
         for number, raw in enumerate(list_of(value, name)):
             at = raw.get("index") if isinstance(raw, Mapping) else None

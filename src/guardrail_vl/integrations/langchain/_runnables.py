@@ -12,7 +12,7 @@ import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from dataclasses import is_dataclass, replace
 from types import UnionType
-from typing import Annotated, Any, Final, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Final, TypeVar, Union, cast, get_args, get_origin
 
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig
@@ -133,7 +133,7 @@ class GuardedRunnable(Runnable[Any, Any]):
         given = asking(value, kwargs, self._prompt, self._rules.allow)
         return Run(self._rules, given, response=self._response, saying=self._saying, streams=streams)
 
-    def _invoke(self, value: Any, config: RunnableConfig, **kwargs: Any) -> Any:
+    def _invoke(self, value: Any, run_manager: Any, config: RunnableConfig, **kwargs: Any) -> Any:
         run, guard = self._run(value, kwargs, streams=False), self._rules.guard
         try:
             given = drive(run.begin(), guard)
@@ -148,7 +148,7 @@ class GuardedRunnable(Runnable[Any, Any]):
         finally:
             tell(run.trail)
 
-    async def _ainvoke(self, value: Any, config: RunnableConfig, **kwargs: Any) -> Any:
+    async def _ainvoke(self, value: Any, run_manager: Any, config: RunnableConfig, **kwargs: Any) -> Any:
         run, guard = self._run(value, kwargs, streams=False), self._rules.guard
         try:
             given = await adrive(run.begin(), guard)
@@ -163,7 +163,9 @@ class GuardedRunnable(Runnable[Any, Any]):
         finally:
             await atell(run.trail)
 
-    def _transform(self, inputs: Iterator[Any], config: RunnableConfig, **kwargs: Any) -> Iterator[Any]:
+    def _transform(
+        self, inputs: Iterator[Any], run_manager: Any, config: RunnableConfig, **kwargs: Any
+    ) -> Iterator[Any]:
         value = functools.reduce(added, inputs, NO_INPUT)
         if value is NO_INPUT:
             return
@@ -182,7 +184,7 @@ class GuardedRunnable(Runnable[Any, Any]):
             tell(run.trail)
 
     async def _atransform(
-        self, inputs: AsyncIterator[Any], config: RunnableConfig, **kwargs: Any
+        self, inputs: AsyncIterator[Any], run_manager: Any, config: RunnableConfig, **kwargs: Any
     ) -> AsyncIterator[Any]:
         value = NO_INPUT
         async for item in inputs:
@@ -241,13 +243,13 @@ async def _alone(value: Any) -> AsyncIterator[Any]:
 
 def inner_config(config: RunnableConfig) -> RunnableConfig:
     """The app's settings of a run, without those who listen to it."""
-    inner: RunnableConfig = {name: config[name] for name in _PASSED_ON if name in config}  # type: ignore[literal-required,misc]
-    inner["configurable"] = _configurable(config.get("configurable") or {})
-    return inner
+    settings: Any = {name: value for name, value in config.items() if name in _PASSED_ON}
+    settings["configurable"] = _configurable(config.get("configurable") or {})
+    return cast(RunnableConfig, settings)
 
 
 def _configurable(given: dict[str, Any]) -> dict[str, Any]:
-    """What the app can configure. A graph that this is part of is not written to from inside, but its store is there."""
+    """What the app can configure. A graph that this is part of is not written to from inside; its store is there."""
     if not any(name.startswith("__pregel_") for name in given):
         return dict(given)
     kept = {n: value for n, value in given.items() if not n.startswith("__pregel_") and n not in _GRAPHS_OWN}

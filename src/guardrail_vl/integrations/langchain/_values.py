@@ -95,7 +95,8 @@ def _found(value: Any, reading: Reading, role: Role, at: Place) -> Iterator[tupl
             fields = inner_of(value)
             if fields is None:
                 raise ConfigurationError(f"A {shown(type(value).__name__)} can't be read by a guard.", hint=_HINT)
-            yield from _in_mapping(fields, reading, role, at)
+            for name, inner in fields.items():  # their names are the developer's
+                yield from _found(inner, reading, role, (*at, name))
 
 
 def _in_mapping(
@@ -105,7 +106,7 @@ def _in_mapping(
         yield at, _converted(value, reading)
         return
     for key, inner in value.items():
-        if role == "assistant" and not is_name(key):
+        if role == "assistant" and isinstance(key, str) and key:
             yield (*at, key, "key"), TextPart(str(key))
         yield from _found(inner, reading, role, (*at, key))
 
@@ -254,12 +255,3 @@ class ValueReader:
     def _new(self) -> int:
         self._count += 1
         return self._count
-
-
-def value_pieces(item: Any, reading: Reading) -> Sequence[Piece]:
-    """What one item adds, if nothing was streamed before it. For the items of a stream use one `ValueReader`.
-
-    Raises:
-        ContentError: It is of a type that can't be read, or something in it can't be judged.
-    """
-    return ValueReader(reading).read(item)
