@@ -412,6 +412,13 @@ class Answers(AgentMiddleware):
         return ModelResponse(result=[AIMessage(SPOILED)])
 
 
+class Adds(AgentMiddleware):
+    """Puts an answer before the model's."""
+
+    def wrap_model_call(self, request: Any, handler: Any) -> Any:
+        return ModelResponse(result=[AIMessage(SPOILED), *handler(request).result])
+
+
 class Rewrites(AgentMiddleware):
     """Changes what the model said."""
 
@@ -425,10 +432,29 @@ def test_no_other_middleware_goes_around_it(serve: Make) -> None:
     swaps = agent(serve(SAFE), more=(Swaps(chat(serve(SPOILED))),))
     shown = list(swaps.stream({"messages": [HumanMessage("hi")]}, stream_mode=["messages", "values"]))
     assert BAD not in repr(shown)
-    for other in (Swaps(chat(serve(SPOILED))), Answers(), Rewrites()):
+    for other in (Swaps(chat(serve(SPOILED))), Answers(), Rewrites(), Adds()):
         messages = ask(agent(serve(SAFE), more=(other,)))
         assert BAD not in repr(messages)
         assert messages[-1].content == REFUSED
+
+
+def test_a_tool_may_give_any_object(serve: Make) -> None:
+    class Rows:
+        def __eq__(self, other: object) -> bool:
+            raise ValueError("ambiguous")
+
+        def __str__(self) -> str:
+            return f"rows of {BAD}"
+
+        __hash__ = None  # type: ignore[assignment]
+
+    @tool
+    def run(command: str) -> Any:
+        """Runs a command."""
+        return Rows()
+
+    llm = serve([tool_call({"command": "ls"})], SAFE)
+    assert BAD not in repr(ask(agent(llm, run))) + repr(llm.requests)
 
 
 def test_an_agent_as_a_tool(serve: Make) -> None:

@@ -159,8 +159,12 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
             response = ModelResponse(result=[])  # there is nothing to parse in a refusal
         call: AgentCall | None = rules.calls[-1] if rules.calls else None
         answer = last_answer(response.result)
-        if answer is not None and (call is None or not call.made(answer)):
-            call, response = yield from self._unseen(rules.call(request.messages, None, {}), answer, response)
+        for one in [m for m in response.result if isinstance(m, AIMessage) and (call is None or not call.made(m))]:
+            judged = rules.call(request.messages, None, {})
+            response = yield from self._unseen(judged, one, response)
+            call = judged if call is None or judged.instead is not None else call
+            if judged.instead is not None:
+                break
         if call is None:
             return response
         if call.instead is not None:
@@ -178,11 +182,12 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
         yield _Tell(call.trail)
         if outcome([decision], "refuse") == "refuse":
             yield from call.refused_reply(decision, answer)
-            return call, response
+            return response
         call.approve(answer)
+        self._approved.add(call.approved)
         metadata = {**answer.response_metadata, NOTE: note(call.trail)}
         seen = answer.model_copy(update={"response_metadata": metadata})
-        return call, dataclasses.replace(response, result=[seen if one is answer else one for one in response.result])
+        return dataclasses.replace(response, result=[seen if one is answer else one for one in response.result])
 
     # ---- tools ----------------------------------------------------------------------------------------------------
 
@@ -237,7 +242,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
 
     def _withholds(self, case: _Case, content: Any) -> Generator[Judge, Any, bool]:
         """Whether what a tool gave may not be seen."""
-        if any(one == content for one in case.passed) or content in ("", self._rules.choices.withheld):
+        if isinstance(content, str | list) and content in ("", self._rules.choices.withheld, *case.passed):
             return False
 
         def turn(load: ImageLoader) -> Turn:
@@ -246,7 +251,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
 
         (decision,) = yield Judge((Making(turn),), Stage.PROMPT)
         case.found.append(decision)
-        if not decision.blocked:
+        if not decision.blocked and isinstance(content, str | list):
             case.passed.append(content)
         return bool(decision.blocked)
 
