@@ -17,6 +17,8 @@ from pydantic import SecretStr, ValidationError
 
 from guardrail_vl.errors import ContentError
 from guardrail_vl.integrations.langchain._messages import ChunkReader, read_reply
+from guardrail_vl.parts import ImagePart
+from guardrail_vl.wire.base import Reading
 from tests.wire.leaves import MARKER, PIXEL, READING, marked, name, paths, piece_texts, texts, vanishing
 
 PIXELS = PIXEL.partition(",")[2]
@@ -218,6 +220,16 @@ def vanishing_in(message: BaseMessage, judge: Callable[[BaseMessage], Iterable[s
         return judge(made) if MARKER in str(made.model_dump()) or dump == whole else [MARKER]
 
     return vanishing(whole, read)
+
+
+def reply(message: BaseMessage, *allow: str, **more: Any) -> tuple[Any, ...]:
+    (read,) = read_reply(message, Reading(ImagePart.load, allow), **more)
+    assert read.role == "assistant"
+    return read.content
+
+
+def block(raw: Any, *allow: str) -> tuple[Any, ...]:
+    return reply(AIMessage([raw]), *allow)
 
 
 class OpenAi:

@@ -435,6 +435,11 @@ def test_what_was_fetched_is_what_is_sent() -> None:
             {"type": "image", "source_type": "url", "url": "https://a.test/x.png"},
             {"type": "image", "source": {"type": "url", "url": "https://a.test/x.png"}},
             {"type": "tool_result", "content": [{"type": "input_image", "image_url": "https://a.test/x.png"}]},
+            {
+                "type": "custom_tool_call_output",
+                "output": [{"type": "input_image", "image_url": "https://a.test/x.png"}],
+            },
+            {"type": "non_standard", "value": {"type": "image", "url": "https://a.test/x.png"}},
         ]
     )
     sent = pinned(message, fetched).content
@@ -445,6 +450,8 @@ def test_what_was_fetched_is_what_is_sent() -> None:
         {"type": "image", "source_type": "base64", "data": base64, "mime_type": "image/png"},
         {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": base64}},
         {"type": "tool_result", "content": [{"type": "input_image", "image_url": part.data_url}]},
+        {"type": "custom_tool_call_output", "output": [{"type": "input_image", "image_url": part.data_url}]},
+        {"type": "non_standard", "value": {"type": "image", "base64": base64, "mime_type": "image/png"}},
     ]
     assert "https://a.test" in repr(message.content)
 

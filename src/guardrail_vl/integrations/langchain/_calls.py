@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -291,25 +291,40 @@ def pinned(message: BaseMessage, fetched: Mapping[str, ImagePart]) -> BaseMessag
     return message.model_copy(update={"content": [_pinned(block, fetched) for block in message.content]})
 
 
-def _pinned(block: Any, fetched: Mapping[str, ImagePart]) -> Any:
-    if not isinstance(block, dict):
-        return block
-    out = dict(block)
+def _pinned(value: Any, fetched: Mapping[str, ImagePart]) -> Any:
+    if isinstance(value, list):
+        return [_pinned(inner, fetched) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    out = {name: _pinned(inner, fetched) for name, inner in value.items()}
     picture = out.get("image_url")
     if isinstance(picture, str) and picture in fetched:
         out["image_url"] = fetched[picture].data_url
-    elif isinstance(picture, dict) and picture.get("url") in fetched:
-        out["image_url"] = {**picture, "url": fetched[picture["url"]].data_url}
-    if isinstance(out.get("url"), str) and out["url"] in fetched:
-        part = fetched[out.pop("url")]
-        data = part.data_url.partition(",")[2]
-        old = out.pop("source_type", None) is not None
-        kept = {"source_type": "base64", "data": data} if old else {"base64": data}
-        out |= {**kept, "mime_type": part.media_type}
-    source = out.get("source")
-    if isinstance(source, dict) and source.get("url") in fetched:
-        part = fetched[source["url"]]
-        out["source"] = {"type": "base64", "media_type": part.media_type, "data": part.data_url.partition(",")[2]}
-    if isinstance(out.get("content"), list):
-        out["content"] = [_pinned(inner, fetched) for inner in out["content"]]
+    elif isinstance(picture, dict):
+        out["image_url"] = _as_data(picture, fetched, lambda part: {"url": part.data_url})
+    if isinstance(out.get("source"), dict):
+        out["source"] = _as_data(out["source"], fetched, _source)
+    if out.get("type") == "image":
+        old = out.get("source_type") == "url"
+        kind = {"source_type": "base64"} if old else {}
+        name = "data" if old else "base64"
+        out = _as_data(out, fetched, lambda part: {**kind, name: _base64(part), "mime_type": part.media_type})
     return out
+
+
+def _as_data(
+    block: dict[str, Any], fetched: Mapping[str, ImagePart], data: Callable[[ImagePart], dict[str, Any]]
+) -> dict[str, Any]:
+    """The block with data in place of its URL, if it was fetched."""
+    url = block.get("url")
+    if not isinstance(url, str) or url not in fetched:
+        return block
+    return {**{name: value for name, value in block.items() if name != "url"}, **data(fetched[url])}
+
+
+def _source(part: ImagePart) -> dict[str, Any]:
+    return {"type": "base64", "media_type": part.media_type, "data": _base64(part)}
+
+
+def _base64(part: ImagePart) -> str:
+    return part.data_url.partition(",")[2]

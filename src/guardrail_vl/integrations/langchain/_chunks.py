@@ -22,7 +22,6 @@ from guardrail_vl.parts import (
     RefusalPart,
     TextPart,
     ToolCallPart,
-    ToolResultPart,
     checked,
     shown,
 )
@@ -134,15 +133,11 @@ class ChunkReader:
         return Piece("tool_call", part.arguments, index=index, name=part.name, id=part.id)
 
     def _piece(self, key: Hashable, part: Part) -> Iterator[Piece]:
-        match part:
-            case ImagePart():
-                yield Piece("image", image=part, index=self._index(None))
-            case ToolCallPart():
-                yield self._call(part, None)
-            case ToolResultPart():
-                raise ContentError("A reply holds no tool results.")
-            case _:
-                yield Piece(_KINDS[type(part)], part.text, index=self._index(key))
+        if isinstance(part, ImagePart):
+            yield Piece("image", image=part, index=self._index(None))
+        else:
+            assert isinstance(part, TextPart | ReasoningPart | RefusalPart)  # calls are read apart
+            yield Piece(_KINDS[type(part)], part.text, index=self._index(key))
 
     def _index(self, key: Hashable | None) -> int:
         """The index of a part: the same for the same key; a new one for None."""

@@ -40,8 +40,13 @@ def inner_of(value: object) -> Mapping[str, Any] | None:
     return None
 
 
-def json_text(value: object, where: str) -> str:
+def json_text(value: object, where: str, name: str = "") -> str:
     """A value as a model would see it: text as it is, anything else as JSON. A class of pydantic's: its JSON schema.
+
+    Args:
+        value: The value.
+        where: What it is, for the message.
+        name: The name that lets it pass unjudged, if there is one.
 
     Raises:
         ContentError: It is no JSON, too long, or not valid Unicode.
@@ -53,7 +58,7 @@ def json_text(value: object, where: str) -> str:
     except (TypeError, ValueError, RecursionError, PydanticUserError) as problem:
         if isinstance(problem, ContentError):
             raise
-        refuse(f"The {where} can't be written as JSON")
+        refuse(f"The {where} can't be written as JSON", name)
     return checked(text, where)
 
 

@@ -77,7 +77,7 @@ def _setting(name: str, value: Any, reading: Reading) -> Iterator[Part]:
             yield from _tool(tool, allow)
     elif name in ("tool_choice", "function_call"):
         if value not in (*_CHOICES, True):
-            yield TextPart(json_text(value, name))
+            yield TextPart(json_text(value, name, name))
     elif name == "modalities":
         for mode in list_of(value, name):
             if mode not in ("text", "image") and mode not in allow:
@@ -89,7 +89,7 @@ def _setting(name: str, value: Any, reading: Reading) -> Iterator[Part]:
     elif name == "text":  # the Responses API's `response_format`, with what else there is of text
         yield from definitions({f"text {key}": inner for key, inner in mapping_of(value, name).items()}, reading)
     elif value not in ({"type": "text"}, {"type": "json_object"}) and _says_something(value):
-        yield TextPart(json_text(value, "setting"))
+        yield TextPart(json_text(value, f"setting {shown(name)}", name))
 
 
 def _says_something(value: object) -> bool:

@@ -12,7 +12,7 @@ import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
 from dataclasses import is_dataclass, replace
 from types import UnionType
-from typing import Annotated, Any, Final, TypeVar, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Final, Union, cast, get_args, get_origin
 
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig
@@ -320,7 +320,9 @@ def _saying(target: Runnable[Any, Any]) -> Saying:
         return "text"
     if any(isinstance(kind, type) and issubclass(kind, BaseMessage) for kind in kinds):
         return "message"
-    return "text" if any(kind in (str, Any, object) or isinstance(kind, TypeVar) for kind in kinds) else "other"
+    # What is no type is a name that nobody has looked up, or a variable.
+    known = all(isinstance(kind, type) or get_origin(kind) for kind in kinds)
+    return "other" if known and {str, Any, object}.isdisjoint(kinds) else "text"
 
 
 def _kinds(kind: Any) -> Iterator[Any]:

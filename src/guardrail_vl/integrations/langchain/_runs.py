@@ -18,7 +18,19 @@ from guardrail_vl.blocking import outcome
 from guardrail_vl.errors import BlockedError, ContentError, GuardrailError
 from guardrail_vl.integrations.langchain._calls import NOTE, Call, Judge, Judging, Rules, note, pinned
 from guardrail_vl.integrations.langchain._values import ValueReader, value_messages
-from guardrail_vl.parts import ImageLoader, ImagePart, Message, Part, Role, TextPart, ToolResultPart, blank_picture
+from guardrail_vl.parts import (
+    ImageLoader,
+    ImagePart,
+    Message,
+    Part,
+    ReasoningPart,
+    RefusalPart,
+    Role,
+    TextPart,
+    ToolCallPart,
+    ToolResultPart,
+    blank_picture,
+)
 from guardrail_vl.streaming import Piece, Unreadable
 from guardrail_vl.turn import Making, Turn, is_blank
 from guardrail_vl.verdict import Action, Decision, Stage
@@ -71,7 +83,7 @@ class Run(Call):
         messages = read_given(given, role, self._reading(load))
         while messages and is_blank(messages[-1:]):
             messages = messages[:-1]
-        return messages
+        return messages if role == "assistant" else _as_asked(messages)
 
     def begin(self) -> Judging[list[Any] | None]:
         """Judge the input, if there is anything in it. None: the runnable may run; else what is given instead.
@@ -254,6 +266,26 @@ def _result(messages: Sequence[Message]) -> ToolResultPart:
 def as_said(messages: Sequence[Message]) -> tuple[Message, ...]:
     """The same content as the assistant's: whoever is said to have written it, nobody has judged it."""
     return tuple(Message("assistant", tuple(flat(one.content)), one.name) for one in messages)
+
+
+def _as_asked(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """An assistant's words that answer nobody are what is asked: one model's answer may be another's prompt."""
+    if any(one.role in ("user", "tool") and not is_blank([one]) for one in messages):
+        return messages
+    return tuple(
+        Message("user", tuple(map(_plainly, one.content)), one.name) if one.role == "assistant" else one
+        for one in messages
+    )
+
+
+def _plainly(part: Part) -> Part:
+    match part:
+        case ToolCallPart():
+            return TextPart(f"{part.name} {part.arguments}")
+        case ReasoningPart() | RefusalPart():
+            return TextPart(part.text)
+        case _:
+            return part
 
 
 def flat(parts: Sequence[Part]) -> Iterator[Part]:
