@@ -257,6 +257,14 @@ def test_two_guards(serve: Make) -> None:
     with pytest.raises(BlockedError):
         guarded(guarded(chat(serve("OTHERWORD")), make_guard()), other).invoke("hi")
     assert isinstance(safe, ChatOpenAI)
+    both = guarded(guarded(chat(serve(SAFE)), make_guard()), other)
+    whole: Any = None
+    for chunk in both.stream("hi"):
+        whole = chunk if whole is None else whole + chunk
+    for reply in (whole, both.invoke("hi")):
+        assert [one.stage for one in decisions(reply)] == ["prompt", "response"] * 2
+        assert reply.response_metadata["guardrail"]["action"] == "allow"
+        assert reply.content == SAFE
 
 
 def test_it_travels_to_other_processes() -> None:
@@ -362,7 +370,7 @@ def test_no_verdict_is_never_a_pass_nor_a_refusal(serve: Make) -> None:
 
     guard = Guard(engine=ScriptedEngine(broken))
     for on_block in ("raise", "refuse"):
-        safe = guarded(chat(serve(SAFE)), guard, on_block=on_block)  # type: ignore[arg-type]
+        safe = guarded(chat(serve(SAFE)), guard, on_block=on_block)
         for way in ways(safe).values():
             with pytest.raises(EngineUnavailableError):
                 way()

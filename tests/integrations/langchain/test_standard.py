@@ -72,13 +72,19 @@ class Bare:
     """What the suite is told of ChatOpenAI on our server."""
 
     llm: Llm
+    standard_chat_model_params: Any
 
     @pytest.fixture(autouse=True)
-    def _prepared(self, llm: Llm, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def _prepared(self, llm: Llm, monkeypatch: pytest.MonkeyPatch) -> None:
         self.llm = llm
         monkeypatch.setattr(suite, "httpx", types.SimpleNamespace(get=media))
         monkeypatch.setenv("LANGCHAIN_TESTS_USER_AGENT", "none: nothing is downloaded")
-        yield
+
+    @pytest.fixture
+    def benchmark(self, benchmark: Any) -> Any:
+        """The suite asserts nothing of the time it takes: once is enough."""
+        benchmark.disabled = True
+        return benchmark
 
     @pytest.fixture
     def vcr(self) -> types.SimpleNamespace:
@@ -96,11 +102,19 @@ class Bare:
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
+        return self.settings_of_the_server
+
+    @property
+    def settings_of_the_server(self) -> dict[str, Any]:
         return {"model": "m", "api_key": "k", "base_url": self.llm.url, "max_retries": 0, "stream_usage": True}
 
     @property
     def init_from_env_params(self) -> tuple[dict[str, str], dict[str, Any], dict[str, Any]]:
-        named = {"OPENAI_API_KEY": "a key", "OPENAI_ORG_ID": "an organization", "OPENAI_API_BASE": "http://127.0.0.1/v1"}
+        named = {
+            "OPENAI_API_KEY": "a key",
+            "OPENAI_ORG_ID": "an organization",
+            "OPENAI_API_BASE": "http://127.0.0.1/v1",
+        }
         fields = ("openai_api_key", "openai_organization", "openai_api_base")
         return named, {}, dict(zip(fields, named.values(), strict=True))
 
@@ -115,7 +129,7 @@ class Bare:
     supports_model_override = True
     enable_vcr_tests = True
     model_override_value = "another"
-    supported_usage_metadata_details: ClassVar = {
+    supported_usage_metadata_details: ClassVar[Any] = {
         "invoke": ["reasoning_output", "cache_read_input"],
         "stream": ["reasoning_output", "cache_read_input"],
     }
@@ -140,34 +154,35 @@ class Bare:
 class Guarded(Bare):
     """The same, guarded: made by `guarded`, or, where the suite makes one itself, by its class and the guard."""
 
-    settings: ClassVar[Mapping[str, Any]] = {}
+    rules: ClassVar[Mapping[str, Any]] = {}
 
     @pytest.fixture(autouse=True)
     def _judged(self, _prepared: None) -> Iterator[None]:
         self.engine = ScriptedEngine(by_keyword(BAD))
         self.guard = Guard(engine=self.engine, cache=False)
+        self.made: Any = self.guard_one()
         before = len(self.llm.requests)
         yield
         sent = len(self.llm.requests) - before
-        assert len(self.engine.prompts) >= 2 * sent, "something was sent or answered that nobody judged"
+        alone = sum(one.messages[-1].text.endswith("AI assistant:\nNone\n") for one in self.engine.prompts)
+        assert alone == sent, "a request was sent that nobody judged"
+        assert len(self.engine.prompts) - alone >= sent, "a reply was given that nobody judged"
+
+    def guard_one(self, settings: Mapping[str, Any] | None = None, **rules: Any) -> ChatOpenAI:
+        bare = ChatOpenAI(**{**self.settings_of_the_server, **(settings or {})})
+        return guarded(bare, self.guard, **self.rules, **rules)
 
     @pytest.fixture
     def model(self, request: Any) -> BaseChatModel:
-        own = {**self.standard_chat_model_params, **super().chat_model_params, **(getattr(request, "param", None) or {})}
-        return self._guard(ChatOpenAI(**own))
-
-    def _guard(self, model: ChatOpenAI, **more: Any) -> ChatOpenAI:
-        return guarded(model, self.guard, **self.settings, **more)
+        return self.guard_one({**self.standard_chat_model_params, **getattr(request, "param", {})})
 
     @property
-    def chat_model_class(self) -> type[ChatOpenAI]:
-        return type(self._guard(ChatOpenAI(**super().chat_model_params)))
+    def chat_model_class(self) -> type[BaseChatModel]:
+        return type(self.made)
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        params = super().chat_model_params
-        model: Any = self._guard(ChatOpenAI(**params))
-        return {**params, "guardrail": model.guardrail}
+        return {**self.settings_of_the_server, "guardrail": self.made.guardrail}
 
 
 class GuardedIntegration(Guarded, ChatModelIntegrationTests):
@@ -175,7 +190,7 @@ class GuardedIntegration(Guarded, ChatModelIntegrationTests):
 
     @pytest.fixture
     def allowing(self) -> BaseChatModel:
-        return self._guard(ChatOpenAI(**super().chat_model_params), allow_unguarded={"file", "audio", "input_audio"})
+        return self.guard_one(allow_unguarded={"file", "audio", "input_audio"})
 
     @pytest.mark.xfail(strict=True, raises=ContentError, reason="No guard reads a document: it is refused by name.")
     def test_pdf_inputs(self, model: BaseChatModel) -> None:
@@ -224,4 +239,4 @@ class TestGuardedIntegration(GuardedIntegration):
 class TestGuardedWholeIntegration(GuardedIntegration):
     """Streams are judged as a whole; blocks are refusals."""
 
-    settings: ClassVar[Mapping[str, Any]] = {"stream": "full", "on_block": "refuse"}
+    rules: ClassVar[Mapping[str, Any]] = {"stream": "full", "on_block": "refuse"}

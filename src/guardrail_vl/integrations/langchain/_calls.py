@@ -23,7 +23,7 @@ from guardrail_vl.media import ImageSource
 from guardrail_vl.parts import ImageLoader, ImagePart, Message, blank_picture
 from guardrail_vl.streaming import HoldBack, Piece, Streaming, Unreadable
 from guardrail_vl.turn import Making, Turn, is_blank
-from guardrail_vl.verdict import Decision, Stage
+from guardrail_vl.verdict import Action, Decision, Stage
 from guardrail_vl.wire.base import Reading
 
 T = TypeVar("T")
@@ -101,6 +101,7 @@ class Call:
         self._hold: HoldBack[Any] | None = None
         self._reader = ChunkReader(self._reading(functools.partial(ImagePart.load, limits=rules.guard.limits)))
         self._last: AIMessageChunk | None = None
+        self._inner: Any = None  # the note of a guard further in
 
     def _reading(self, load: ImageLoader) -> Reading:
         def note(source: ImageSource) -> ImagePart:
@@ -219,11 +220,15 @@ class Call:
     def out(self, chunk: ChatGenerationChunk) -> ChatGenerationChunk:
         """A released chunk, as it goes out. The one that carries the decisions comes last, so none before it is."""
         message = chunk.message
-        if isinstance(message, AIMessageChunk):
-            self._last = message
-            if message.chunk_position == "last":
-                return chunk.model_copy(update={"message": message.model_copy(update={"chunk_position": None})})
-        return chunk
+        if not isinstance(message, AIMessageChunk):
+            return chunk
+        self._last = message
+        if message.chunk_position != "last" and NOTE not in message.response_metadata:
+            return chunk
+        metadata = dict(message.response_metadata)
+        self._inner = metadata.pop(NOTE, self._inner)
+        changes = {"chunk_position": None, "response_metadata": metadata}
+        return chunk.model_copy(update={"message": message.model_copy(update=changes)})
 
     def ending(self) -> Judging[ChatGenerationChunk]:
         """What comes after the released chunks: the decisions, or the end of a blocked stream.
@@ -236,7 +241,8 @@ class Call:
         self.trail += hold.decisions.values()
         if hold.stopped is not None and outcome([hold.stopped], self.rules.on_block) == "refuse":
             return (yield from self.refused_stream(hold.stopped))
-        return _chunk(AIMessageChunk(content=self._like(""), response_metadata={NOTE: note(self.trail)}), self._last)
+        metadata = {NOTE: note(self.trail, self._inner)}
+        return _chunk(AIMessageChunk(content=self._like(""), response_metadata=metadata), self._last)
 
     def refused_stream(self, decision: Decision) -> Judging[ChatGenerationChunk]:
         """The end of a blocked stream."""
@@ -260,16 +266,24 @@ class Call:
         return [{"type": "text", "text": text}] if text else []
 
 
-def note(decisions: Sequence[Decision]) -> dict[str, Any]:
-    """Decisions as plain JSON, which every checkpointer and tracer can write."""
-    value: dict[str, Any] = json.loads(json.dumps(Annotation(decisions)))
-    return value
+def note(decisions: Sequence[Decision], before: Any = None) -> dict[str, Any]:
+    """Decisions as plain JSON, which every checkpointer and tracer can write.
+
+    Args:
+        decisions: The new ones.
+        before: The note of a guard further in.
+    """
+    made: dict[str, Any] = json.loads(json.dumps(Annotation(decisions)))
+    if not isinstance(before, Mapping) or "decisions" not in before:
+        return made
+    worst = max(before["action"], made["action"], key=lambda action: Action(action).rank)
+    return {"action": worst, "decisions": [*before["decisions"], *made["decisions"]]}
 
 
 def noted(generation: ChatGeneration, decisions: Sequence[Decision]) -> ChatGeneration:
     """The generation with the decisions on it."""
     message = generation.message
-    metadata = {**message.response_metadata, NOTE: note(decisions)}
+    metadata = {**message.response_metadata, NOTE: note(decisions, message.response_metadata.get(NOTE))}
     return generation.model_copy(update={"message": message.model_copy(update={"response_metadata": metadata})})
 
 

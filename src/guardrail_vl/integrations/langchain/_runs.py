@@ -33,7 +33,7 @@ from guardrail_vl.parts import (
 )
 from guardrail_vl.streaming import Piece, Unreadable
 from guardrail_vl.turn import Making, Turn, is_blank
-from guardrail_vl.verdict import Action, Decision, Stage
+from guardrail_vl.verdict import Decision, Stage
 from guardrail_vl.wire.base import Reading
 
 Select = Callable[[Any], Any]
@@ -208,7 +208,7 @@ class Run(Call):
             return [self.instead(self.refusal(), decision=stopped)]
         if stopped is None and self._last is None:
             return []
-        metadata = {**message.response_metadata, NOTE: _joined(self._inner, self.trail)}
+        metadata = {**message.response_metadata, NOTE: note(self.trail, self._inner)}
         return [message.model_copy(update={"response_metadata": metadata})]
 
 
@@ -354,7 +354,7 @@ def saying(value: Any) -> Saying:
 def noted(value: Any, decisions: Sequence[Decision]) -> Any:
     """The value, or a copy with the decisions on it if it is a message, or a list that ends in one."""
     if isinstance(value, BaseMessage) and decisions:
-        metadata = {**value.response_metadata, NOTE: _joined(value.response_metadata.get(NOTE), decisions)}
+        metadata = {**value.response_metadata, NOTE: note(decisions, value.response_metadata.get(NOTE))}
         return value.model_copy(update={"response_metadata": metadata})
     if type(value) in (list, tuple) and value and isinstance(value[-1], BaseMessage):
         return type(value)((*value[:-1], noted(value[-1], decisions)))
@@ -365,15 +365,6 @@ def labelled(document: Document, decision: Decision) -> Document:
     """A copy of a document that says what was decided on it."""
     metadata = {**document.metadata, NOTE: {"action": str(decision.action)}}
     return document.model_copy(update={"metadata": metadata})
-
-
-def _joined(before: Mapping[str, Any] | None, decisions: Sequence[Decision]) -> dict[str, Any]:
-    """Decisions after those of a guard further in."""
-    made = note(decisions)
-    if before is None:
-        return made
-    worst = max(before["action"], made["action"], key=lambda action: Action(action).rank)
-    return {"action": worst, "decisions": [*before["decisions"], *made["decisions"]]}
 
 
 def _pinned(value: Any, fetched: Mapping[str, ImagePart]) -> Any:

@@ -130,8 +130,6 @@ class GuardStep(Runnable[Any, Any]):
         asked = tuple(run.asked for run in runs if run.asks)
         decisions = (yield Judge(asked, self._stage)) if asked else []
         trail += decisions
-        if not self._drops:
-            outcome(decisions, self._rules.on_block)
         left = iter(decisions)
         passed = []
         for value, run in zip(values, runs, strict=True):
