@@ -28,8 +28,9 @@ class Answer:
 class Llm:
     """The server. `requests` are the bodies it got, `left` counts clients that went away before the end."""
 
-    def __init__(self, answer: Callable[[dict[str, Any]], Answer]) -> None:
+    def __init__(self, answer: Callable[[dict[str, Any]], Answer], *, keep_alive: bool = True) -> None:
         self.answer = answer
+        self.keep_alive = keep_alive
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.paths: list[str] = []
@@ -71,6 +72,8 @@ class Llm:
             for name, value in answer.headers.items():
                 to.send_header(name, value)
             to.send_header("content-type", answer.media_type)
+            if not self.keep_alive:
+                to.send_header("connection", "close")
             if answer.frames is None:
                 to.send_header("content-length", str(len(answer.body)))
                 to.end_headers()

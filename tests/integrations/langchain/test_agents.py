@@ -358,6 +358,27 @@ def test_what_a_failing_tool_says_is_judged(serve: Make, way: str) -> None:
     assert BAD not in repr(heard)
 
 
+def test_a_failing_tool_may_end_or_raise(serve: Make) -> None:
+    fail = [tool_call({"command": "fail"})]
+    with pytest.raises(BlockedError):
+        ask(agent(serve(fail, SAFE), Tools().run, tool_result="raise"))
+    messages = ask(agent(serve(fail, SAFE), Tools().run, tool_result="end"))
+    assert [one.content for one in messages[-2:]] == [WITHHELD, REFUSED]
+
+
+def test_two_guards_of_one_agent(serve: Make) -> None:
+    other = Guard(engine=ScriptedEngine(by_keyword("OTHERWORD")))
+    for said in (SAFE, SPOILED, "OTHERWORD"):
+        made = agent(serve(said), more=(GuardMiddleware(other, name="second"),))
+        messages = ask(made)
+        assert messages[-1].content == (SAFE if said == SAFE else REFUSED)
+        assert len(decisions(messages[-1])) >= 2
+    for asked in (BAD, "OTHERWORD"):
+        llm = serve(SAFE)
+        assert ask(agent(llm, more=(GuardMiddleware(other, name="second"),)), asked)[-1].content == REFUSED
+        assert llm.requests == []
+
+
 def test_a_tool_that_gives_a_command(serve: Make) -> None:
     @tool
     def hand_over(tool_call_id: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import pickle
 import time
 from collections.abc import Callable
@@ -33,7 +34,7 @@ from pydantic import BaseModel
 
 from guardrail_vl import Guard
 from guardrail_vl.integrations.langchain import decisions, guarded
-from guardrail_vl.integrations.langchain._calls import pinned
+from guardrail_vl.integrations.langchain._pictures import pinned
 from guardrail_vl.prompt_format.base import Completion, Prompt
 
 SAFE = "The door is open. Come in, and close it behind you."
@@ -359,6 +360,32 @@ def test_what_came_before_an_error_is_judged_first(serve: Make) -> None:
     with pytest.raises(Exception) as caught:
         list(guarded(chat(llm), make_guard()).stream("hi"))
     assert not isinstance(caught.value, BlockedError)
+
+
+@pytest.mark.parametrize("way", list(ways(None)))
+def test_an_error_that_quotes_the_model_is_judged(serve: Make, way: str) -> None:
+    def fails(text: str) -> Llm:
+        body = json.dumps({"error": {"message": text, "type": "invalid_request_error", "code": None}}).encode()
+        return serve(lambda _: Answer(body, status=400))
+
+    with pytest.raises(BlockedError) as caught:
+        ways(guarded(chat(fails(f"Said {BAD}.")), make_guard()))[way]()
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+    with pytest.raises(Exception, match="Said nothing") as other:  # as it is
+        ways(guarded(chat(fails("Said nothing.")), make_guard()))[way]()
+    assert not isinstance(other.value, BlockedError)
+    got = ways(guarded(chat(fails(f"Said {BAD}.")), make_guard(), on_block="refuse", refusal="No."))[way]()
+    assert "No." in repr(got)
+    assert BAD not in repr(got)
+
+
+def test_what_the_model_was_made_to_send_is_judged(serve: Make) -> None:
+    for settings in ({"model_kwargs": {"prediction": {"type": "content", "content": BAD}}}, {"extra_body": {"x": BAD}}):
+        llm = serve(SAFE)
+        with pytest.raises(BlockedError):
+            guarded(chat(llm, **settings), make_guard()).invoke("hi")
+        assert llm.requests == []
 
 
 # ---- no verdict ---------------------------------------------------------------------------------------------------

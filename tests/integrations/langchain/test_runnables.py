@@ -571,11 +571,11 @@ def test_what_cannot_be_read_is_named() -> None:
     class Odd:
         pass
 
-    with pytest.raises(ConfigurationError, match="A 'Odd' can't be read"):
+    with pytest.raises(ConfigurationError, match="A value of type 'Odd' can't be read"):
         guarded(echo("x"), make_guard()).invoke(Odd())
-    with pytest.raises(ConfigurationError, match="A 'Odd' can't be read"):
+    with pytest.raises(ConfigurationError, match="A value of type 'Odd' can't be read"):
         guarded(echo(Odd()), make_guard()).invoke("x")
-    with pytest.raises(ContentError, match="A 'Odd' can't be read"):
+    with pytest.raises(ContentError, match="A value of type 'Odd' can't be read"):
         list(guarded(echo(Odd()), make_guard()).stream("x"))
 
 

@@ -15,7 +15,7 @@ from unittest import mock
 import pytest
 from PIL import Image
 
-from guardrail_vl import Guard
+from guardrail_vl import Decision, Guard
 from guardrail_vl.errors import ContentError
 from guardrail_vl.testing import ScriptedEngine, by_keyword
 from tests.integrations.langchain.apps import BAD
@@ -158,15 +158,19 @@ class Guarded(Bare):
 
     @pytest.fixture(autouse=True)
     def _judged(self, _prepared: None) -> Iterator[None]:
-        self.engine = ScriptedEngine(by_keyword(BAD))
-        self.guard = Guard(engine=self.engine, cache=False)
+        asked: list[Decision] = []
+        answered: list[Decision] = []
+        self.guard = Guard(
+            engine=ScriptedEngine(by_keyword(BAD)),
+            pre_prompt=lambda _, decision: asked.append(decision),
+            post_response=lambda _, decision: answered.append(decision),
+        )
         self.made: Any = self.guard_one()
         before = len(self.llm.requests)
         yield
         sent = len(self.llm.requests) - before
-        alone = sum(one.messages[-1].text.endswith("AI assistant:\nNone\n") for one in self.engine.prompts)
-        assert alone == sent, "a request was sent that nobody judged"
-        assert len(self.engine.prompts) - alone >= sent, "a reply was given that nobody judged"
+        assert sum(not one.blocked for one in asked) == sent, "a request was sent that nobody judged"
+        assert len(answered) >= sent, "a reply was given that nobody judged"
 
     def guard_one(self, settings: Mapping[str, Any] | None = None, **rules: Any) -> ChatOpenAI:
         bare = ChatOpenAI(**{**self.settings_of_the_server, **(settings or {})})

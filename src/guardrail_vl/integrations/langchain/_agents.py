@@ -15,6 +15,7 @@ from typing import Any, get_args
 from langchain.agents.middleware import AgentMiddleware, ModelRequest, ModelResponse, hook_config
 from langchain.agents.structured_output import StructuredOutputError
 from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
+from langchain_core.tools import ToolException
 from langgraph.types import Command
 
 from guardrail_vl.blocking import REFUSAL, outcome
@@ -104,6 +105,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
         tool_result: When what a tool gave is blocked: `withhold` it and tell the model so; `end`; or `raise`.
         stream: How answers are judged while they are written: a `Streaming`, or its mode (`window` or `full`).
         refusal: What a refused answer says.
+        name: Of its steps in streams and graphs. Two guards of one agent need two names.
         withheld: What stands where something was blocked.
         allow_unguarded: Names of content blocks and fields that may pass unjudged.
 
@@ -125,8 +127,10 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
         refusal: str = REFUSAL,
         withheld: str = WITHHELD,
         allow_unguarded: Collection[str] = (),
+        name: str = "GuardMiddleware",
     ) -> None:
         super().__init__()
+        self._name = name
         given = {"prompt": prompt, "response": response, "tool_call": tool_call, "tool_result": tool_result}
         for (name, value), known in zip(given.items(), (OnPrompt, OnResponse, OnToolCall, OnToolResult), strict=True):
             if value not in get_args(known):
@@ -142,6 +146,11 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
             choices=Choices(prompt, response, tool_call, tool_result, withheld),
         )
         self._approved = Approved()
+
+    @property
+    def name(self) -> str:
+        """Of its steps in streams and graphs."""
+        return self._name
 
     # ---- the model ------------------------------------------------------------------------------------------------
 
@@ -185,7 +194,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
             return response
         call.approve(answer)
         self._approved.add(call.approved)
-        metadata = {**answer.response_metadata, NOTE: note(call.trail)}
+        metadata = {**answer.response_metadata, NOTE: note(call.trail, answer.response_metadata.get(NOTE))}
         seen = answer.model_copy(update={"response_metadata": metadata})
         return dataclasses.replace(response, result=[seen if one is answer else one for one in response.result])
 
@@ -198,7 +207,13 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
             decision = yield from self._judged_call(case, case.call["args"])
             case.refused.append(decision)
         if not any(one.blocked for one in case.refused):
-            result = yield _Run(self._with_guarded_tool(request, case))
+            try:
+                result = yield _Run(self._with_guarded_tool(request, case))
+            except ToolException as error:
+                if not case.found or choices.tool_result == "withhold":
+                    yield _Tell((*case.refused, *case.found))
+                    raise
+                result = ToolMessage(str(error), tool_call_id=case.call["id"], name=case.call["name"], status="error")
             # Once more as it came out: another middleware may have given or changed it.
             sifting = sift(result, choices.withheld)
             try:

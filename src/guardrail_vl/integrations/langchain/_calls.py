@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -15,12 +15,14 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
 from guardrail_vl.blocking import REFUSAL, OnBlock, checked_on_block, outcome
-from guardrail_vl.errors import ConfigurationError, ContentError
+from guardrail_vl.errors import ConfigurationError, ContentError, GuardrailError
 from guardrail_vl.guard import Guard
 from guardrail_vl.integrations._annotation import Annotation
+from guardrail_vl.integrations.langchain._failures import told
 from guardrail_vl.integrations.langchain._messages import ChunkReader, read_reply, read_request
+from guardrail_vl.integrations.langchain._pictures import pinned
 from guardrail_vl.media import ImageSource
-from guardrail_vl.parts import ImageLoader, ImagePart, Message, blank_picture
+from guardrail_vl.parts import ImageLoader, ImagePart, Message, TextPart, blank_picture
 from guardrail_vl.streaming import HoldBack, Piece, Streaming, Unreadable
 from guardrail_vl.turn import Making, Turn, is_blank
 from guardrail_vl.verdict import Action, Decision, Stage
@@ -190,6 +192,36 @@ class Call:
             return Unreadable(problem)
         return Making(lambda load: Turn((*self.request, *read(load))))
 
+    def failing(self, error: Exception) -> Judging[Decision | None]:
+        """Judge what an error from below says, since it may quote an answer. None: it may be raised as it is.
+
+        Raises:
+            BlockedError: The policy said block, and that raises.
+            GuardrailError: There was no verdict.
+        """
+        if self._hold is not None:
+            self.trail += self._hold.decisions.values()
+        text = "" if isinstance(error, GuardrailError) else "\n".join(dict.fromkeys(told(error)))
+        if not text:
+            return None
+        said = Making(lambda load: Turn((*self.request, Message("assistant", (TextPart(text),)))))
+        (decision,) = yield Judge((said,), Stage.RESPONSE)
+        self.trail.append(decision)
+        return decision if outcome([decision], self.rules.on_block) == "refuse" else None
+
+    def failed(self, error: Exception) -> Judging[AIMessage]:
+        """What is given instead of an error from below.
+
+        Raises:
+            Exception: The error, if what it says may be seen.
+            BlockedError: The policy said block, and that raises.
+            GuardrailError: There was no verdict.
+        """
+        decision = yield from self.failing(error)
+        if decision is None:
+            raise error
+        return (yield from self.refused_reply(decision, AIMessage(content="")))
+
     def refusal(self, withheld: AIMessage | None = None) -> AIMessage:
         """The refusal, with the decisions so far."""
         return AIMessage(
@@ -249,6 +281,10 @@ class Call:
         yield from ()
         return self.refusal_chunk(self.refusal())
 
+    def failed_stream(self, error: Exception) -> Judging[ChatGenerationChunk]:
+        """The end of a stream that failed; raises as `failed` does."""
+        return self.refusal_chunk((yield from self.failed(error)))
+
     def refusal_chunk(self, message: AIMessage) -> ChatGenerationChunk:
         """A message given instead, as a chunk after what was released."""
         before = "" if self._last is None else "\n\n"
@@ -277,7 +313,7 @@ def note(decisions: Sequence[Decision], before: Any = None) -> dict[str, Any]:
     if not isinstance(before, Mapping) or "decisions" not in before:
         return made
     worst = max(before["action"], made["action"], key=lambda action: Action(action).rank)
-    return {"action": worst, "decisions": [*before["decisions"], *made["decisions"]]}
+    return {**before, "action": worst, "decisions": [*before["decisions"], *made["decisions"]]}
 
 
 def noted(generation: ChatGeneration, decisions: Sequence[Decision]) -> ChatGeneration:
@@ -296,49 +332,3 @@ def _chunk(message: AIMessageChunk, last: AIMessageChunk | None) -> ChatGenerati
     message.chunk_position = "last"
     message.id = None if last is None else last.id
     return ChatGenerationChunk(message=message)
-
-
-def pinned(message: BaseMessage, fetched: Mapping[str, ImagePart]) -> BaseMessage:
-    """The message with each picture's URL replaced by what was fetched from it."""
-    if isinstance(message.content, str):
-        return message
-    return message.model_copy(update={"content": [_pinned(block, fetched) for block in message.content]})
-
-
-def _pinned(value: Any, fetched: Mapping[str, ImagePart]) -> Any:
-    if isinstance(value, list):
-        return [_pinned(inner, fetched) for inner in value]
-    if not isinstance(value, dict):
-        return value
-    out = {name: _pinned(inner, fetched) for name, inner in value.items()}
-    picture = out.get("image_url")
-    if isinstance(picture, str) and picture in fetched:
-        out["image_url"] = fetched[picture].data_url
-    elif isinstance(picture, dict):
-        out["image_url"] = _as_data(picture, fetched, lambda part: {"url": part.data_url})
-    if isinstance(out.get("source"), dict):
-        out["source"] = _as_data(out["source"], fetched, _source)
-    if out.get("type") == "image":
-        old = out.get("source_type") == "url"
-        kind = {"source_type": "base64"} if old else {}
-        name = "data" if old else "base64"
-        out = _as_data(out, fetched, lambda part: {**kind, name: _base64(part), "mime_type": part.media_type})
-    return out
-
-
-def _as_data(
-    block: dict[str, Any], fetched: Mapping[str, ImagePart], data: Callable[[ImagePart], dict[str, Any]]
-) -> dict[str, Any]:
-    """The block with data in place of its URL, if it was fetched."""
-    url = block.get("url")
-    if not isinstance(url, str) or url not in fetched:
-        return block
-    return {**{name: value for name, value in block.items() if name != "url"}, **data(fetched[url])}
-
-
-def _source(part: ImagePart) -> dict[str, Any]:
-    return {"type": "base64", "media_type": part.media_type, "data": _base64(part)}
-
-
-def _base64(part: ImagePart) -> str:
-    return part.data_url.partition(",")[2]

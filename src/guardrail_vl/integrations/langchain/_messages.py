@@ -128,7 +128,7 @@ def role_of(message: BaseMessage) -> Role:
                 raise ContentError(f"Unknown role {shown(message.role)}; known: {', '.join(_ROLES)}.")
             return _ROLES[message.role]
         case _:
-            raise ContentError(f"A {shown(type(message).__name__)} can't be judged.")
+            raise ContentError(f"A message of type {shown(type(message).__name__)} can't be judged.")
 
 
 def _parts(message: BaseMessage, reading: Reading) -> Iterator[Part]:

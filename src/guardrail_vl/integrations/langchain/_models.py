@@ -61,7 +61,9 @@ class GuardedChatModel:
             raise ConfigurationError(
                 f"This {type(self).__name__} was made without a guard.", hint="Make it by guarded(model, guard)."
             )
-        return self.guardrail[-1].call(messages, stop, settings)
+        # What the model was made to send with every call goes out too.
+        made = {name: getattr(self, name, None) for name in ("model_kwargs", "extra_body")}
+        return self.guardrail[-1].call(messages, stop, {**made, **settings})
 
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
         # What a cache remembers was judged by this very policy, or it isn't found.
@@ -82,7 +84,13 @@ def _generate(
         instead = drive(call.opening(), guard)
         if instead is not None:
             return _as_result(instead)
-        result = self.bare()._generate(call.messages, stop=stop, **kwargs)
+        failure: Exception | None = None
+        try:
+            result = self.bare()._generate(call.messages, stop=stop, **kwargs)
+        except Exception as error:
+            failure = error
+        if failure is not None:
+            return _as_result(drive(call.failed(failure), guard))
         given: ChatResult = drive(call.closing(result), guard)
         return given
 
@@ -96,7 +104,13 @@ async def _agenerate(
         instead = await adrive(call.opening(), guard)
         if instead is not None:
             return _as_result(instead)
-        result = await self.bare()._agenerate(call.messages, stop=stop, **kwargs)
+        failure: Exception | None = None
+        try:
+            result = await self.bare()._agenerate(call.messages, stop=stop, **kwargs)
+        except Exception as error:
+            failure = error
+        if failure is not None:
+            return _as_result(await adrive(call.failed(failure), guard))
         return await adrive(call.closing(result), guard)
 
 
@@ -116,10 +130,14 @@ def _stream(
             yield call.refusal_chunk(instead)
             return
         source = self.bare()._stream(call.messages, stop=stop, **kwargs)
+        failure: Exception | None = None
         with contextlib.closing(pump(source, call.hold, call.read, judge)) as released:
-            for chunk in released:
-                yield call.out(chunk)
-        yield drive(call.ending(), guard)
+            try:
+                for chunk in released:
+                    yield call.out(chunk)
+            except Exception as error:
+                failure = error
+        yield drive(call.ending() if failure is None else call.failed_stream(failure), guard)
 
     with _telling(call):
         for chunk in chunks():
@@ -143,10 +161,14 @@ async def _astream(
             yield call.refusal_chunk(instead)
             return
         source = self.bare()._astream(call.messages, stop=stop, **kwargs)
+        failure: Exception | None = None
         async with contextlib.aclosing(apump(source, call.hold, call.read, judge)) as released:
-            async for chunk in released:
-                yield call.out(chunk)
-        yield await adrive(call.ending(), guard)
+            try:
+                async for chunk in released:
+                    yield call.out(chunk)
+            except Exception as error:
+                failure = error
+        yield await adrive(call.ending() if failure is None else call.failed_stream(failure), guard)
 
     async with _atelling(call), contextlib.aclosing(chunks()) as made:  # type: ignore[type-var]
         async for chunk in made:

@@ -15,8 +15,9 @@ from langchain_core.outputs import ChatGenerationChunk
 from langchain_core.prompt_values import ChatPromptValue
 
 from guardrail_vl.blocking import outcome
-from guardrail_vl.errors import BlockedError, ContentError, GuardrailError
-from guardrail_vl.integrations.langchain._calls import NOTE, Call, Judge, Judging, Rules, note, pinned
+from guardrail_vl.errors import BlockedError, ContentError
+from guardrail_vl.integrations.langchain._calls import NOTE, Call, Judge, Judging, Rules, note
+from guardrail_vl.integrations.langchain._pictures import pinned
 from guardrail_vl.integrations.langchain._values import ValueReader, value_messages
 from guardrail_vl.parts import (
     ImageLoader,
@@ -136,15 +137,8 @@ class Run(Call):
             BlockedError: The policy said block, and that raises.
             GuardrailError: There was no verdict.
         """
-        if self._hold is not None:
-            self.trail += self._hold.decisions.values()
-        if isinstance(error, GuardrailError):
-            return None
-        text = "\n".join(dict.fromkeys(_told(error)))
-        decision = yield from self._response_to(lambda _: (Message("assistant", (TextPart(text),)),) if text else ())
-        if decision is None or outcome([decision], self.rules.on_block) == "pass":
-            return None
-        return self.instead(self.refusal(), self._saying, decision)
+        decision = yield from self.failing(error)
+        return None if decision is None else self.instead(self.refusal(), self._saying, decision)
 
     def _response_to(self, read: _Read) -> Judging[Decision | None]:
         made = content(read, lambda: self.request)
@@ -310,22 +304,6 @@ def content(read: _Read, before: Callable[[], tuple[Message, ...]] = tuple) -> M
     except ContentError as problem:
         return Making(Unreadable(problem))
     return Making(lambda load: Turn((*before(), *read(load))))
-
-
-def _told(error: BaseException) -> Iterator[str]:
-    """What an error says, and those it came from: as a traceback would show it, with the output that it may hold."""
-    seen: list[BaseException] = []
-    more: list[BaseException | None] = [error]
-    while more:
-        one = more.pop()
-        if one is None or one in seen:
-            continue
-        seen.append(one)
-        more += [one.__cause__, one.__context__, *(one.exceptions if isinstance(one, BaseExceptionGroup) else ())]
-        held = (getattr(one, name, None) for name in ("llm_output", "observation"))
-        for text in (str(one), *getattr(one, "__notes__", ()), *one.args, *held):
-            if isinstance(text, str) and text.strip():
-                yield text
 
 
 def added(total: Any, item: Any) -> Any:

@@ -94,7 +94,9 @@ def _found(value: Any, reading: Reading, role: Role, at: Place) -> Iterator[tupl
         case _:
             fields = inner_of(value)
             if fields is None:
-                raise ConfigurationError(f"A {shown(type(value).__name__)} can't be read by a guard.", hint=_HINT)
+                raise ConfigurationError(
+                    f"A value of type {shown(type(value).__name__)} can't be read by a guard.", hint=_HINT
+                )
             for name, inner in fields.items():  # their names are the developer's
                 yield from _found(inner, reading, role, (*at, name))
 
