@@ -104,10 +104,19 @@ async def apump(
         if hold.stopped is None:
             await reader  # its error, if it had one
     finally:
-        left: list[asyncio.Future[Any]] = [reader, *running]
+        await _end([reader, *running])
+
+
+async def _end(tasks: list[asyncio.Future[Any]]) -> None:
+    """Cancel them, until they are over: a source may lose a cancellation that comes while it waits for an item."""
+    left = set(tasks)
+    while left:
         for one in left:
             one.cancel()
-        await asyncio.gather(*left, return_exceptions=True)  # every error is looked at, or the loop would complain
+        _, left = await asyncio.wait(left, timeout=0.1)
+    for one in tasks:
+        if not one.cancelled():
+            one.exception()  # every error is looked at, or the loop would complain
 
 
 async def _wait(news: asyncio.Event, seconds: float | None) -> None:

@@ -1,4 +1,4 @@
-"""The benchmark of the guarded client runs. It checks itself that nothing leaks, is lost or is asked for too often."""
+"""The benchmarks run. They check themselves that nothing leaks, is lost or is asked for too often."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from tests.docs.fences import ROOT
 
 
-def test_the_benchmark_of_the_openai_client_runs() -> None:
+def _smoke(name: str, *phases: str) -> str:
     done = subprocess.run(
-        [sys.executable, "benchmarks/openai_client/run.py", "seq", "stream", "--smoke"],
+        [sys.executable, f"benchmarks/{name}/run.py", *phases, "--smoke"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -19,7 +21,17 @@ def test_the_benchmark_of_the_openai_client_runs() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    rows = re.findall(
-        r"^\| (?:guarded|clean: (?:window|full)|violation at \d+: (?:window|full)) .*$", done.stdout, re.M
-    )
+    return done.stdout
+
+
+def test_the_benchmark_of_the_openai_client_runs() -> None:
+    told = _smoke("openai_client", "seq", "stream")
+    rows = re.findall(r"^\| (?:guarded|clean: (?:window|full)|violation at \d+: (?:window|full)) .*$", told, re.M)
     assert len(rows) > 20
+
+
+def test_the_benchmark_of_langchain_apps_runs() -> None:
+    pytest.importorskip("langchain_openai.middleware")
+    told = _smoke("langchain", "seq", "stream", "tool")
+    rows = re.findall(r"^\| (?:harmful at \d+: )?(?:agent, GuardMiddleware|chat model, guarded).*$", told, re.M)
+    assert len(rows) > 10

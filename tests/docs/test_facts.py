@@ -70,12 +70,13 @@ def test_every_figure_of_the_embedded_guard_is_the_measured_one() -> None:
     assert [line for line in shown if line not in measured] == []
 
 
-def test_every_figure_of_the_guarded_client_is_the_measured_one() -> None:
-    measured = (ROOT / "benchmarks" / "openai_client" / "results.md").read_text(encoding="utf-8").splitlines()
+@pytest.mark.parametrize(("benchmark", "rows"), [("openai_client", 20), ("langchain", 20)])
+def test_every_figure_of_a_benchmark_is_the_measured_one(benchmark: str, rows: int) -> None:
+    measured = (ROOT / "benchmarks" / benchmark / "results.md").read_text(encoding="utf-8").splitlines()
     page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
-    section = page.partition("<!-- measured: openai_client -->")[2].partition("<!-- measured: http -->")[0]
+    section = page.partition(f"<!-- measured: {benchmark} -->")[2].partition("<!-- measured:")[0]
     shown = [line for line in section.splitlines() if line.startswith("|")]
-    assert len(shown) > 20
+    assert len(shown) > rows
     assert [line for line in shown if line not in measured] == []
 
 
@@ -100,8 +101,23 @@ def test_the_tested_versions_of_hosts_are_those_that_are_declared() -> None:
     assert [name for name in pins if f"`{name}.txt`" not in readme] == []
 
 
-def test_both_readmes_of_integrations_begin_with_the_rule() -> None:
-    for path in (ROOT / "integrations" / "README.md", ROOT / "integrations" / "openai" / "README.md"):
+def test_the_tested_versions_of_langchain_are_those_that_are_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    folder = ROOT / "integrations" / "langchain"
+    pins = {path.stem: path.read_text(encoding="utf-8").splitlines() for path in folder.glob("*.txt")}
+    assert sorted(pins) == ["langchain-1-newest", "langchain-1-oldest"]
+    newest = set(pins["langchain-1-newest"])
+    declared = set(project["optional-dependencies"]["langchain"])
+    assert declared <= newest
+    assert {line.replace(">=1,<2", "==1.0.0") for line in newest} == set(pins["langchain-1-oldest"])
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    assert [name for name in pins if f"`{name}.txt`" not in readme] == []
+
+
+def test_every_readme_of_integrations_begins_with_the_rule() -> None:
+    paths = sorted((ROOT / "integrations").rglob("README.md"))
+    assert len(paths) > 2
+    for path in paths:
         first = path.read_text(encoding="utf-8").splitlines()[0]
         assert re.sub(r"\[(.*?)\]\(.*?\)", r"\1", first).replace("`", "") == (
             "If it can be imported it is in src/; if it is run, it is here."

@@ -100,6 +100,9 @@ TOOLS: Final = (
             _kept(tools=0), rows=(14,)),
     *_agent("subagent", "A tool is an agent of its own, whose answer is harmful", (_CALL, BAD, SAFE), _kept(tools=1),
             subagent="I am asked by the other."),
+    # Nobody guards the inner agent: what it says to handlers and stores itself is not the outer one's to stop.
+    *_agent("subagent-bare", "A tool is an unguarded agent, whose answer is harmful: it is not sent on",
+            (_CALL, BAD, SAFE), _kept(tools=1, leaks=()), subagent="I am asked by the other.", bare=True),
 )  # fmt: skip
 
 STATE: Final = (
@@ -137,4 +140,20 @@ BY_CALL: Final = tuple(
 )
 """Probes of the suite's of which an agent may do a part: of two calls, the harmless one runs."""
 
-AGENT_PROBES: Final[tuple[Probe, ...]] = (*BY_CALL, *TOOLS, *STATE, *SAFE_AGENTS)
+_REPEATED: Final = ("out-responses-tool", "out-responses-custom", "stream-responses-tool", "stream-responses-custom")
+
+
+def _numbered(reply: Reply, number: int) -> Reply:
+    """The reply with an id of its own: an agent's state keeps one message an id."""
+    name = f"resp_{number}".encode()
+    return replace(reply, frames=tuple(replace(one, data=one.data.replace(b"resp_1", name)) for one in reply.frames))
+
+
+AGAIN: Final = tuple(
+    replace(probe, replies=tuple(_numbered(probe.replies[0], number) for number in range(1, 9)))
+    for probe in PROBES
+    if probe.id in _REPEATED
+)
+"""Probes of the suite's after which an agent asks the model again, which says the same."""
+
+AGENT_PROBES: Final[tuple[Probe, ...]] = (*BY_CALL, *AGAIN, *TOOLS, *STATE, *SAFE_AGENTS)

@@ -1,17 +1,15 @@
-"""What an app builds with LangChain: a chat model, or an agent with a checkpointer and tools that really run.
+"""What an app builds with LangChain, and how it is asked: a chat model here, an agent in `_langchain_agents`.
 
-Written once for sync and async: see `_surfaces`. The guard comes in at two places, `protected` and `middleware`.
+Written once for sync and async: see `_surfaces`.
 """
 
 from __future__ import annotations
 
 import json
-import uuid
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from guardrail_vl.leakcheck import _surfaces
 from guardrail_vl.leakcheck._driving import KEY, TIMEOUT, guards_for, own_http
@@ -23,9 +21,6 @@ from guardrail_vl.leakcheck.script import MODEL
 
 Way = Literal["stream", "events", "events-v3"]
 """How streams are read: `stream`, `astream_events` of version 2, or the events of version 3."""
-ROUNDS: Final = 12
-"""Steps of an agent, after which it is in a circle: the scripted model says the same again and again."""
-MODES: Final = ["messages", "updates", "values", "custom"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +44,15 @@ class App(ABC):
         if any("custom" in tool for tool in self.asked.tools):
             raise Unsupported("langchain-openai can't read the call of a custom tool in chat completions")
         self._base_url = base_url
-        self._http = own_http(openai, marked=probe.setup == "custom_http", asynchronous=how.asynchronous)
+        marked = probe.setup == "custom_http"
+        self._http = own_http(openai, marked=marked, asynchronous=False)
+        self._async_http = own_http(openai, marked=marked, asynchronous=True)
 
     async def close(self) -> None:
         """Let go of the connections."""
-        await settle(self._http.aclose() if self.how.asynchronous else self._http.close())
+        self._http.close()
+        if self.how.asynchronous:
+            await self._async_http.aclose()
 
     # ---- the model ------------------------------------------------------------------------------------------------
 
@@ -62,7 +61,7 @@ class App(ABC):
         from langchain_openai import AzureChatOpenAI, ChatOpenAI
 
         settings |= {"api_key": KEY, "timeout": TIMEOUT, "max_retries": 2}
-        settings["http_async_client" if self.how.asynchronous else "http_client"] = self._http
+        settings |= {"http_client": self._http, "http_async_client": self._async_http}
         if self.probe.setup == "azure":
             endpoint = self._base_url.removesuffix("/v1")
             return AzureChatOpenAI(
@@ -277,209 +276,3 @@ class ModelApp(App):
     def beside(self) -> Any:
         """What gives structured output with the message beside it."""
         return self.model.with_structured_output(Answer, method="function_calling", include_raw=True)
-
-
-class AgentApp(App):
-    """An agent with the probe's tools, a checkpointer, and the guarding middleware."""
-
-    def __init__(self, how: How, probe: Probe, base_url: str) -> None:
-        super().__init__(how, probe, base_url)
-        from langgraph.checkpoint.memory import InMemorySaver
-
-        self.ran: list[Any] = []
-        self.saver = InMemorySaver()
-        self.threads: dict[str, str] = {}
-        self.known: set[str] = set()
-        self.does: Mapping[str, Any] = probe.request.get("agent", {})
-        self.agent = self._make()
-
-    def _make(self) -> Any:
-        from langchain.agents import create_agent
-
-        return create_agent(
-            self.bare(**self._settings()),
-            [self._tool(one) for one in self.asked.tools],
-            middleware=self._middleware(),
-            checkpointer=self.saver,
-            response_format=self._answer(),
-        )
-
-    def _settings(self) -> dict[str, Any]:
-        """An agent calls the model itself, so the probe's settings are the model's own."""
-        from langchain_openai import ChatOpenAI
-
-        known = {name: value for name, value in self.asked.fields.items() if name in _settable(ChatOpenAI)}
-        return {**known, "model_kwargs": {k: v for k, v in self.asked.fields.items() if k not in known}}
-
-    def _middleware(self) -> list[Any]:
-        listed: list[Any] = []
-        if self.how.guarded:
-            from guardrail_vl.integrations.langchain import GuardMiddleware
-
-            listed += [GuardMiddleware(guard) for guard in guards_for(self.probe)]
-        if "human" in self.does:
-            from langchain.agents.middleware import HumanInTheLoopMiddleware
-
-            listed.append(HumanInTheLoopMiddleware(interrupt_on={"run": True}))
-        return listed
-
-    def _answer(self) -> Any:
-        from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
-
-        kind = "provider" if self.probe.surface.endswith(".parse") else self.does.get("answer")
-        return {"provider": ProviderStrategy, "tool": ToolStrategy}[kind](Answer) if kind else None
-
-    # ---- its tools ------------------------------------------------------------------------------------------------
-
-    def _tool(self, definition: Mapping[str, Any]) -> Any:
-        """The tool of a definition. It really runs, and ends the run unless the probe says what the agent does."""
-        direct = not self.does
-        if definition["type"] == "custom":
-            return self._custom(definition, direct)
-        from langchain_core.tools import StructuredTool
-
-        told = definition.get("function", definition)
-
-        async def work(**given: Any) -> Any:
-            return await self._run(given)
-
-        return StructuredTool.from_function(
-            func=lambda **given: _surfaces.drive(self._run(given), asynchronous=False),
-            coroutine=work if self.how.asynchronous else None,
-            name=told["name"],
-            description=told["description"],
-            args_schema=told["parameters"],
-            return_direct=direct,
-        )
-
-    def _custom(self, definition: Mapping[str, Any], direct: bool) -> Any:
-        from langchain_openai import custom_tool
-
-        async def work(text: str) -> Any:
-            return await self._run(text)
-
-        def run(text: str) -> Any:
-            return _surfaces.drive(self._run(text), asynchronous=False)
-
-        chosen: Any = work if self.how.asynchronous else run
-        chosen.__name__, chosen.__doc__ = definition["name"], definition["description"]
-        return custom_tool(return_direct=direct)(chosen)
-
-    async def _run(self, given: Any) -> Any:
-        self.ran.append(given)
-        if "raises" in self.does:
-            raise ValueError(self.does["raises"])
-        if "subagent" in self.does:
-            from langchain.agents import create_agent
-
-            inner = create_agent(self.bare(), [])
-            said = {"messages": [{"role": "user", "content": self.does["subagent"]}]}
-            got = await settle(self.named(inner, "invoke")(said))
-            return got["messages"][-1].text
-        return self.does.get("gives", "done")
-
-    # ---- how it is asked ------------------------------------------------------------------------------------------
-
-    @property
-    def asks(self) -> Any:
-        """The agent."""
-        return self.agent
-
-    @property
-    def modes(self) -> dict[str, Any]:
-        """All kinds of streams at once."""
-        return {"stream_mode": MODES, "subgraphs": True}
-
-    def sent(self, given: Any) -> Any:
-        """Messages as the agent's input; a command as it is."""
-        if not isinstance(given, list):
-            return given
-        marked = [message.model_copy(update={"id": uuid.uuid4().hex}) for message in given]
-        self.known |= {message.id for message in marked}
-        return {"messages": marked}
-
-    def following(self, got: list[Any]) -> list[Any]:
-        """The next turn only: the checkpointer has the history."""
-        return self.asked.then
-
-    def config(self, log: Log, thread: str) -> dict[str, Any]:
-        """Of a run, in its thread."""
-        known = self.threads.setdefault(thread, uuid.uuid4().hex)
-        return {**super().config(log, thread), "configurable": {"thread_id": known}, "recursion_limit": ROUNDS}
-
-    @property
-    def kind(self) -> type:
-        """The graph's class."""
-        from langgraph.graph.state import CompiledStateGraph
-
-        return CompiledStateGraph
-
-    def chained(self) -> Any:
-        """A graph in which the agent is a node."""
-        from langgraph.graph import MessagesState, StateGraph
-
-        graph: Any = StateGraph(MessagesState)
-        graph.add_node("agent", self.agent)
-        graph.set_entry_point("agent")
-        return graph.compile()
-
-    def copied(self) -> Any:
-        """A copy of the graph."""
-        return self.agent.copy()
-
-    async def structured(self, log: Log) -> None:
-        """A run of an agent that answers by a schema."""
-        await self.reply(self.asked.messages, log)
-
-    async def projected(self, given: Any, log: Log) -> None:
-        """Read the messages that stand beside the events of version 3, each by its parts."""
-        try:
-            run = await settle(self.open(given, log))
-            messages = run.messages.__aiter__() if self.how.asynchronous else iter(run.messages)
-            while (message := await _surfaces.advance(messages)) is not _surfaces.END:
-                await self._project(message, log)
-        finally:
-            self.afterwards(log, "one")
-
-    async def reply(self, given: Any, log: Log, thread: str = "one", asks: Any = None) -> list[Any]:
-        """One run of the agent; what its checkpoints hold afterwards is noted."""
-        target = self.agent if asks is None else asks
-        new: list[Any] = []
-        try:
-            got = await settle(self.named(target, "invoke")(self.sent(given), self.config(log, thread)))
-            log.aside(self.plain(got))
-            new = self._new(got["messages"])
-        finally:
-            self.afterwards(log, thread)
-        for message in new:
-            self.said(message, log)
-        return new
-
-    async def stream(self, given: Any, log: Log, thread: str = "one", asks: Any = None) -> None:
-        """One run of the agent as a stream; what its checkpoints hold afterwards is noted."""
-        try:
-            await super().stream(given, log, thread, asks)
-        finally:
-            self.afterwards(log, thread)
-
-    def afterwards(self, log: Log, thread: str) -> None:
-        """Note what lies in the checkpoints, which tools ran, and whether the state ends in a refusal."""
-        log.tools_run = len(self.ran)
-        log.aside(self.plain(self.ran))
-        config = {"configurable": {"thread_id": self.threads[thread]}}
-        kept = list(self.saver.list(config))
-        log.aside(self.plain(kept))
-        log.aside(self.plain([self.saver.storage, self.saver.blobs, self.saver.writes]))
-        state = kept[0].checkpoint["channel_values"].get("messages", []) if kept else []
-        new = self._new(state)
-        if any(one.response_metadata.get("finish_reason") == "content_filter" for one in new):
-            log.refused()
-        self.known |= {one.id for one in new}
-
-    def _new(self, messages: list[Any]) -> list[Any]:
-        """What the model said on this turn."""
-        return [one for one in messages if getattr(one, "type", "") == "ai" and one.id not in self.known]
-
-
-def _settable(kind: Any) -> set[str]:
-    return {name for key, field in kind.model_fields.items() for name in (key, field.alias) if name}

@@ -230,10 +230,6 @@ async def _threads(client: Any, request: dict[str, Any], log: Log) -> None:
         log.value(await settle(reach(client, "beta.threads.create_and_run")(**request)))
 
 
-async def _batch(client: Any, request: dict[str, Any], log: Log) -> None:
-    log.value(await settle(client.batches.create(**request)))
-
-
 async def _history(client: Any, request: dict[str, Any], log: Log) -> None:
     """Two calls; what the caller got of the first, if anything, is part of the second."""
     messages, model = list(request["messages"]), request["model"]
@@ -303,7 +299,7 @@ SURFACES: Final[Mapping[str, Call]] = {
     "completions.stream": _stream("completions.create"),
     "audio.speech": _value("audio.speech.create"),
     "images.generate": _value("images.generate"),
-    "batches.create": _batch,
+    "batches.create": _value("batches.create"),
     "realtime.connect": _realtime,
     "threads.run": _threads,
     "unknown.post": _unknown,
@@ -326,11 +322,11 @@ class Streaming:
     """Reads one from beginning to end."""
 
 
-def _open_chat(client: Any, request: dict[str, Any], log: Log) -> Any:
-    return client.chat.completions.create(**request, stream=True)
-
-
-CHAT_STREAM: Final = Streaming(_open_chat, lambda client, item, log: log.event(item), SURFACES["chat.stream"])
+CHAT_STREAM: Final = Streaming(
+    open=lambda client, request, log: client.chat.completions.create(**request, stream=True),
+    take=lambda client, item, log: log.event(item),
+    read=SURFACES["chat.stream"],
+)
 Watched = Callable[[Log, Coroutine[Any, Any, None]], Coroutine[Any, Any, None]]
 
 

@@ -16,9 +16,10 @@ from guardrail_vl.guard import Guard
 from guardrail_vl.leakcheck import _surfaces
 from guardrail_vl.leakcheck._driving import KEY as KEY
 from guardrail_vl.leakcheck._driving import TIMEOUT as TIMEOUT
-from guardrail_vl.leakcheck._driving import ClientDriver, guards_for, own_http
+from guardrail_vl.leakcheck._driving import ClientDriver, guards_for
 from guardrail_vl.leakcheck._driving import both as both
 from guardrail_vl.leakcheck._driving import knows as knows
+from guardrail_vl.leakcheck._driving import own_http as own_http
 from guardrail_vl.leakcheck.langchain import LangChainDriver
 from guardrail_vl.leakcheck.probe import Probe
 from guardrail_vl.leakcheck.probes import PROBES

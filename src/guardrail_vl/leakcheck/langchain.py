@@ -17,7 +17,8 @@ from guardrail_vl.errors import MissingDependencyError
 from guardrail_vl.leakcheck import _surfaces
 from guardrail_vl.leakcheck._agents import AGENT_PROBES
 from guardrail_vl.leakcheck._driving import ClientDriver
-from guardrail_vl.leakcheck._langchain_apps import AgentApp, How, ModelApp, Way
+from guardrail_vl.leakcheck._langchain_agents import AgentApp
+from guardrail_vl.leakcheck._langchain_apps import How, ModelApp, Way
 from guardrail_vl.leakcheck._langchain_values import asked
 from guardrail_vl.leakcheck._surfaces import Unsupported, settle
 from guardrail_vl.leakcheck.log import Log

@@ -208,7 +208,7 @@ class AgentCall(Call):
             name = call["name"] if call["name"] in self.rules.tools else "withheld"
             if call["id"] in blamed:
                 calls.append({**call, "name": name, "args": {}})
-                answers.append(explanation(call["id"] or "", name, self.rules.choices.withheld))
+                answers.append(explanation(call, name, self.rules.choices.withheld, self.rules.explained + 1))
             else:
                 calls.append({**call})
         message = words.model_copy(
@@ -273,11 +273,11 @@ def replaced(message: BaseMessage, sentence: str) -> BaseMessage:
     return message.model_copy(update={"content": sentence, "additional_kwargs": {}, "name": None})
 
 
-def explanation(call_id: str, name: str, sentence: str) -> ToolMessage:
-    """What the model is told in place of a tool's result."""
+def explanation(call: Mapping[str, Any], name: str, sentence: str, number: int) -> ToolMessage:
+    """What the model is told in place of a tool's result; the number says how often in a row."""
     text = f"{sentence} The tool was not run. Do not try the same again."
-    marks = {"response_metadata": {NOTE: {"not_run": True}}}
-    return ToolMessage(content=text, tool_call_id=call_id, name=name, status="error", **marks)
+    marks = {"response_metadata": {NOTE: {"not_run": number}}}
+    return ToolMessage(content=text, tool_call_id=call["id"] or "", name=name, status="error", **marks)
 
 
 def _words(message: AIMessage) -> Any:

@@ -90,16 +90,12 @@ def new_decisions(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
 
 
 def explained(messages: Sequence[BaseMessage]) -> int:
-    """Answers in a row, up to the newest, in which a tool call was blocked."""
+    """Answers in a row, up to the newest, in which a tool call was blocked: as the results of the newest say."""
     count = 0
-    blocked = False
     for message in reversed(messages):
-        if isinstance(message, ToolMessage):
-            blocked = blocked or bool(note_of(message).get("not_run"))
-        elif isinstance(message, AIMessage) and blocked:
-            count, blocked = count + 1, False
-        else:
+        if not isinstance(message, ToolMessage):
             break
+        count = max(count, note_of(message).get("not_run") or 0)
     return count
 
 
@@ -113,9 +109,9 @@ def ended_by_tool(messages: Sequence[BaseMessage]) -> bool:
     return False
 
 
-def noted_result(message: BaseMessage, decisions: Sequence[Decision], **marks: bool) -> BaseMessage:
+def noted_result(message: BaseMessage, decisions: Sequence[Decision], **marks: int) -> BaseMessage:
     """A tool's result with the decisions on it."""
-    metadata = {**message.response_metadata, NOTE: {**note(decisions), **{k: True for k, v in marks.items() if v}}}
+    metadata = {**message.response_metadata, NOTE: {**note(decisions), **{k: v for k, v in marks.items() if v}}}
     return message.model_copy(update={"response_metadata": metadata})
 
 

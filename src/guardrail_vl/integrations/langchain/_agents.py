@@ -83,6 +83,16 @@ class _Case:
     passed: list[Any] = dataclasses.field(default_factory=list)
     """Content that was judged and not blocked."""
 
+    @property
+    def answer(self) -> int:
+        """Where in the history the answer stands that made the call."""
+        return max((at for at, one in enumerate(self.history) if isinstance(one, AIMessage)), default=len(self.history))
+
+    @property
+    def told_before(self) -> int:
+        """Blocked calls that were explained to the model just before."""
+        return explained(self.history[: self.answer])
+
 
 _Steps = Generator[_Run | _Tell | Judge, Any, Any]
 
@@ -232,12 +242,12 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
         outcome(withheld, "raise" if choices.tool_result == "raise" else "annotate")
         if refused:
             told = self._told(case)
-            return noted_result(told, case.refused, not_run=True, end=choices.tool_call == "end")
+            return noted_result(told, case.refused, not_run=case.told_before + 1, end=choices.tool_call == "end")
         ends = bool(withheld) and choices.tool_result == "end"
         return each_message(result, lambda one: noted_result(one, [*case.refused, *case.found], end=ends))
 
     def _told(self, case: _Case) -> ToolMessage:
-        return explanation(case.call["id"] or "", case.call["name"], self._rules.choices.withheld)
+        return explanation(case.call, case.call["name"], self._rules.choices.withheld, case.told_before + 1)
 
     def _judged_call(self, case: _Case, arguments: Mapping[str, Any]) -> Generator[Judge, Any, Decision]:
         """The decision on a call as it is to be run."""
@@ -272,9 +282,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
 
     def _before(self, case: _Case, load: ImageLoader, *, answer: bool) -> tuple[Message, ...]:
         """What came before a call, or with the answer that made it, before its result."""
-        history = case.history
-        last = max((at for at, one in enumerate(history) if isinstance(one, AIMessage)), default=len(history))
-        return read_request(history[: last + answer], None, {}, self._reading(load))
+        return read_request(case.history[: case.answer + answer], None, {}, self._reading(load))
 
     def _reading(self, load: ImageLoader) -> Reading:
         return Reading(load, self._rules.allow)

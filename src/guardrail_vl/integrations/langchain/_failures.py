@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Iterator
 
 
@@ -16,6 +18,15 @@ def told(error: BaseException) -> Iterator[str]:
         seen.append(one)
         more += [one.__cause__, one.__context__, *(one.exceptions if isinstance(one, BaseExceptionGroup) else ())]
         held = (getattr(one, name, None) for name in ("llm_output", "observation"))
-        for text in (str(one), *getattr(one, "__notes__", ()), *one.args, *held):
+        for text in (str(one), *getattr(one, "__notes__", ()), *one.args, *held, *_replied(one)):
             if isinstance(text, str) and text.strip():
                 yield text
+
+
+def _replied(error: BaseException) -> Iterator[str]:
+    """The reply that an error of an HTTP client holds: apps show it."""
+    body = getattr(error, "body", None)
+    if body is not None:
+        yield body if isinstance(body, str) else json.dumps(body, ensure_ascii=False, default=str)
+    with contextlib.suppress(Exception):  # a reply whose body was never read says nothing
+        yield str(getattr(getattr(error, "response", None), "text", ""))
