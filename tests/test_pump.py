@@ -521,3 +521,23 @@ def test_a_turn_is_what_was_read(chunks: list[str]) -> None:
     whole = "".join(chunks)
     assert [said(turn) for turn in world.judged] == ([whole] if whole.strip() else [])
     assert all(turn.messages[-1].content == (TextPart(whole),) for turn in world.judged)
+
+
+def test_a_source_that_loses_its_cancellation_is_ended() -> None:
+    async def source() -> AsyncIterator[Item]:
+        number = 0
+        while True:
+            with contextlib.suppress(asyncio.CancelledError):  # as a timeout around an await does in some Pythons
+                await asyncio.sleep(0.01)
+            yield Item(number, (Piece("text", "one. "),))
+            number += 1
+
+    async def scenario() -> None:
+        world = World([])
+        hold: HoldBack[Item] = HoldBack((), Streaming())
+        items = apump(source(), hold, world.content, world.ajudge)
+        async for _ in items:
+            break
+        await asyncio.wait_for(items.aclose(), 5)
+
+    asyncio.run(scenario())

@@ -3,6 +3,7 @@
 A prompt is never the same twice. Every guard has the settings that its documentation leads to.
 """
 
+import itertools
 import tempfile
 from pathlib import Path
 
@@ -27,6 +28,9 @@ prompts:
 """
 
 
+known = itertools.count()  # no two results are the same
+
+
 class Blocked(Exception):
     pass
 
@@ -34,7 +38,7 @@ class Blocked(Exception):
 @tool
 def look_up(name: str) -> str:
     """Look something up."""
-    return f"It is known of {name} that it is wide and blue."
+    return f"It is known of {name} that it is wide and blue, and that {next(known)} have said so."
 
 
 class App:

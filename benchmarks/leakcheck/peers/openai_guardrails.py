@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from guardrail_vl.leakcheck.drivers import KEY, TIMEOUT, OpenAIDriver
+from guardrail_vl.leakcheck.drivers import KEY, TIMEOUT, OpenAIDriver, own_http
 
 
 def check(model):
@@ -30,7 +30,7 @@ class Guardrails(OpenAIDriver):
         if probe.setup == "custom_http":
             import openai
 
-            options["http_client"] = self._own_http(openai)
+            options["http_client"] = own_http(openai, marked=True, asynchronous=self.asynchronous)
         if probe.setup == "azure":
             kind = guardrails.GuardrailsAsyncAzureOpenAI if self.asynchronous else guardrails.GuardrailsAzureOpenAI
             return kind(config=config, azure_endpoint=base_url.removesuffix("/v1"), api_version="2024-10-21", **options)
