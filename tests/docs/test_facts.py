@@ -70,11 +70,11 @@ def test_every_figure_of_the_embedded_guard_is_the_measured_one() -> None:
     assert [line for line in shown if line not in measured] == []
 
 
-@pytest.mark.parametrize(("benchmark", "rows"), [("openai_client", 20), ("langchain", 20)])
-def test_every_figure_of_a_benchmark_is_the_measured_one(benchmark: str, rows: int) -> None:
-    measured = (ROOT / "benchmarks" / benchmark / "results.md").read_text(encoding="utf-8").splitlines()
+@pytest.mark.parametrize(("name", "rows"), [("openai_client", 20), ("langchain", 20)])
+def test_every_figure_of_a_benchmark_is_the_measured_one(name: str, rows: int) -> None:
+    measured = (ROOT / "benchmarks" / name / "results.md").read_text(encoding="utf-8").splitlines()
     page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
-    section = page.partition(f"<!-- measured: {benchmark} -->")[2].partition("<!-- measured:")[0]
+    section = page.partition(f"<!-- measured: {name} -->")[2].partition("<!-- measured:")[0]
     shown = [line for line in section.splitlines() if line.startswith("|")]
     assert len(shown) > rows
     assert [line for line in shown if line not in measured] == []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import json
 from collections.abc import Awaitable, Callable, Collection, Generator, Iterator, Mapping, Sequence
 from typing import Any, get_args
@@ -271,7 +272,7 @@ class GuardMiddleware(AgentMiddleware[GuardState, Any]):
             return False
 
         def turn(load: ImageLoader) -> Turn:
-            given = tool_output(content, case.call["id"] or "", self._reading(load))
+            given = tool_output(content, case.call["id"] or "", self._reading(load), name=case.call["name"])
             return Turn((*self._before(case, load, answer=True), given))
 
         (decision,) = yield Judge((Making(turn),), Stage.PROMPT)
@@ -418,6 +419,8 @@ def _guarded_request(request: ModelRequest, rules: AgentRules) -> ModelRequest:
     class GuardedRequest(ModelRequest):
         def __setattr__(self, name: str, value: Any) -> None:
             if name == "model" and not (isinstance(value, GuardedChatModel) and rules in value.guardrail):
+                if isinstance(inspect.getattr_static(value, "_serialized", None), functools.cached_property):
+                    value._serialized  # noqa: B018 - made once, it goes along with every copy
                 value = guard_model(value, rules)
             super().__setattr__(name, value)
 

@@ -179,13 +179,14 @@ def _result(parts: Sequence[Part], call_id: str) -> ToolResultPart:
     return ToolResultPart(inner, id=call_id)
 
 
-def tool_output(content: Any, call_id: str, reading: Reading) -> Message:
+def tool_output(content: Any, call_id: str, reading: Reading, *, name: str = "") -> Message:
     """What a tool gave back, as the tool's message.
 
     Args:
         content: Text, blocks, a message, or whatever LangChain would make text of.
         call_id: The id of the call.
         reading: How content is read.
+        name: Of the tool, as LangChain will write it on the message.
 
     Raises:
         ContentError: Something in it is unknown, or can't be judged.
@@ -197,9 +198,9 @@ def tool_output(content: Any, call_id: str, reading: Reading) -> Message:
         refuse(f"A {shown(type(content).__name__)} as a tool's output")
     if isinstance(content, str) or _are_blocks(content):
         parts = [part for _, (_, part) in read_blocks(content, reading)]
-        return Message("tool", (_result(parts, call_id),))
+        return Message("tool", (_result(parts, call_id),), name)
     text = "" if content is None else _as_langchain_would(content)
-    return Message("tool", (ToolResultPart((TextPart(text),) if text else (), id=call_id),))
+    return Message("tool", (ToolResultPart((TextPart(text),) if text else (), id=call_id),), name)
 
 
 def _are_blocks(content: object) -> bool:
