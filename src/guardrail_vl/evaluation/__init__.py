@@ -1,0 +1,1 @@
+"""Evaluation: how well a guard judges, in numbers that can be made again."""
