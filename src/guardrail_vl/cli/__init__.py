@@ -1,4 +1,4 @@
-"""The command line: `check`, `doctor`, `leakcheck`, `policy test`, `policy schema`. Decides nothing by itself.
+"""The command line: `check`, `calibrate`, `doctor`, `eval`, `leakcheck`, `policy`. It decides nothing by itself.
 
 Exit status of every command: 0 passed (allow, and annotate with a visible mark), 1 blocked or a failed example, 2 an
 error: no verdict, a wrong setting, wrong usage. 130 after Ctrl-C, 141 when the reader of our output went away.
@@ -14,9 +14,11 @@ from typing import Annotated
 import typer
 
 from guardrail_vl import __version__
+from guardrail_vl.cli.calibrate import calibrate
 from guardrail_vl.cli.check import check
 from guardrail_vl.cli.doctor import doctor
 from guardrail_vl.cli.door import QuietCommand, QuietGroup
+from guardrail_vl.cli.evaluation import eval_compare, eval_list, eval_parity, eval_replay, eval_report, eval_run
 from guardrail_vl.cli.leakcheck import leakcheck
 from guardrail_vl.cli.policy import policy_schema, policy_test
 
@@ -25,14 +27,23 @@ PROGRAM = "guardrail-vl"
 # No pretty tracebacks: they print local variables, which hold the content.
 app = typer.Typer(cls=QuietGroup, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 policy = typer.Typer(no_args_is_help=True, help="Try a policy file, and describe what one may hold.")
+evaluation = typer.Typer(no_args_is_help=True, help="How well a guard judges: runs, replays, reports, comparisons.")
 
 # Extra arguments are let in so that our own message names them without repeating them: they may be the text to judge.
 app.command("check", cls=QuietCommand, context_settings={"allow_extra_args": True})(check)
+app.command("calibrate")(calibrate)
 app.command("doctor")(doctor)
 app.command("leakcheck")(leakcheck)
 app.add_typer(policy, name="policy")
 policy.command("test")(policy_test)
 policy.command("schema")(policy_schema)
+app.add_typer(evaluation, name="eval")
+evaluation.command("run")(eval_run)
+evaluation.command("list")(eval_list)
+evaluation.command("replay")(eval_replay)
+evaluation.command("report")(eval_report)
+evaluation.command("compare")(eval_compare)
+evaluation.command("parity")(eval_parity)
 
 
 def _print_version(wanted: bool) -> None:

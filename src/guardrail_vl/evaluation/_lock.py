@@ -1,0 +1,78 @@
+"""A lock on a folder that one process holds. The system takes it back when the process ends, however it ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Final
+
+from guardrail_vl.errors import ConfigurationError
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+LOCK_FILE: Final = "run.lock"
+_FAR: Final = 1 << 30  # on Windows the locked byte can't be read, so it lies behind the process id
+
+
+class FolderLock:
+    """Held from `acquire` to `release`, or to the death of the process: nothing stale is ever left.
+
+    The file stays, empty: taking it away would let two processes lock two files of one name.
+
+    Args:
+        folder: An existing folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / LOCK_FILE
+        self._file: int | None = None
+
+    def acquire(self) -> None:
+        """Take it.
+
+        Raises:
+            ConfigurationError: Another process holds it, or this one does already; says which.
+            OSError: The file system has no locks, or the file can't be written.
+        """
+        file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            taken = _try_lock(file)
+            holder = "" if taken else os.read(file, 20).decode("ascii", "replace").strip()
+            if taken:
+                os.ftruncate(file, 0)
+                os.write(file, str(os.getpid()).encode())
+        except BaseException:
+            os.close(file)
+            raise
+        if not taken:
+            os.close(file)
+            raise ConfigurationError(
+                f"Process {holder or '(unknown)'} is writing to this run's folder.",
+                hint="Wait until it is done, or use another folder.",
+            )
+        self._file = file
+
+    def release(self) -> None:
+        """Give it back. Nothing happens where it isn't held."""
+        file, self._file = self._file, None
+        if file is not None:
+            os.ftruncate(file, 0)
+            os.close(file)
+
+
+def _try_lock(file: int) -> bool:
+    try:
+        if sys.platform == "win32":
+            os.lseek(file, _FAR, os.SEEK_SET)
+            msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    finally:
+        os.lseek(file, 0, os.SEEK_SET)
+    return True
