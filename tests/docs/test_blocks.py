@@ -79,8 +79,14 @@ def _without_langchain() -> str:
     return missing_extra or ("langchain-openai can't be used" if _without("langchain_openai", "langchain") else "")
 
 
+def _without_evaluation() -> str:
+    packages = ("jinja2", "matplotlib", "sklearn", "scipy")
+    return next((found for package in packages if (found := _without(package, "evaluation"))), "")
+
+
 NEEDS: dict[str, Callable[[], str]] = {
     "embedded": lambda: _without("guardrail_vl.engines.embedded", "embedded"),
+    "evaluation": _without_evaluation,
     "langchain": _without_langchain,
     "local": lambda: _without("guardrail_vl.engines.transformers", "local"),
     "vllm": _without_vllm,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn import metrics as sk  # type: ignore[import-untyped]
+from sklearn import metrics as sk
 
 from guardrail_vl.errors import ConfigurationError
 from guardrail_vl.evaluation.metrics import KEYS, Interval, Latency, Missing, Scores, Tokens, by, scores, weighted

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json as jsonlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +21,16 @@ from guardrail_vl.cli.evaluated import (
     show_scores,
     show_table,
     shown_progress,
+)
+from guardrail_vl.cli.labelled import (
+    DataOption,
+    LimitOption,
+    SetOption,
+    ShownOption,
+    TableOption,
+    TransformOption,
+    disguised,
+    labelled,
 )
 from guardrail_vl.cli.options import (
     DeadlineOption,
@@ -44,39 +54,21 @@ if TYPE_CHECKING:
 
 EMBEDDED = "embedded"
 """What `parity` calls the guard that ships inside the package."""
+BASELINES: Mapping[str, tuple[str, ...]] = {
+    "constant-harmful": ("constant", "harmful"),
+    "constant-unharmful": ("constant", "unharmful"),
+    "keywords": ("keywords",),
+    "alt-profanity-check": ("alt_profanity_check",),
+    "better-profanity": ("better_profanity",),
+}
+"""What each is in `evaluation.baselines`: a function, and what it is given."""
 RUNS = "eval-runs"
 """Where runs go unless a folder is named."""
 
-_DATA, _RUN = "Which data", "How it runs"
+_RUN = "How it runs"
 
-DataOption = Annotated[
-    Path,
-    typer.Option(
-        "--data",
-        metavar="FOLDER",
-        help="Where the benchmarks' files lie; they are found by their names.",
-        rich_help_panel=_DATA,
-    ),
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="NAME",
-        help="Only these: a name, a pattern, or a group (paper, shared, other). May be repeated.",
-        rich_help_panel=_DATA,
-    ),
-]
 OutOption = Annotated[
     Path | None, typer.Option("--out", metavar="FOLDER", help=f"Default: a folder of its own under {RUNS}.")
-]
-ShownOption = Annotated[
-    Path | None,
-    typer.Option("--data", metavar="FOLDER", help="Show the samples too, read from here.", rich_help_panel=_DATA),
-]
-LimitOption = Annotated[
-    int | None,
-    typer.Option("--limit", min=1, help="Samples of each set, spread evenly over it.", rich_help_panel=_DATA),
 ]
 BatchOption = Annotated[
     int | None,
@@ -90,7 +82,6 @@ TextOption = Annotated[
 
 @door
 def eval_run(
-    data: DataOption,
     model: Annotated[
         str | None,
         typer.Argument(
@@ -99,8 +90,20 @@ def eval_run(
             show_default=False,
         ),
     ] = None,
+    data: DataOption = None,
     set_: SetOption = None,
+    table: TableOption = None,
     limit: LimitOption = None,
+    transform: TransformOption = None,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--baseline",
+            metavar="NAME",
+            help=f"In the same report: {', '.join(BASELINES)}. May be repeated.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
     out: OutOption = None,
     no_text: TextOption = False,
     json: JsonOption = False,
@@ -123,27 +126,33 @@ def eval_run(
     """
     from guardrail_vl.evaluation.running import run
 
-    sets = _sets(data, set_)
+    simple = _baselines(baseline or ())
+    sets = disguised(labelled(data, set_, table, limit=limit), transform)
     with make_guard(GuardOptions(model, url, policy, format, speed, None, deadline)) as guard:
-        folder = out or _folder_for(guard, sets, limit)
+        folder = out or _folder_for(guard, sets)
         typer.echo(f"{len(sets)} sets into {folder}", err=True)
+        work = [(guard, folder, None if url else model)]
+        work += [(one, folder / "baselines" / name, None) for name, one in simple.items()]
+        done = []
         try:
-            with shown_progress("starting") as tick:
-                done = run(
-                    guard,
-                    sets,
-                    folder,
-                    batch=batch,
-                    workers=jobs,
-                    keep_text=not no_text,
-                    limit=limit,
-                    checkpoint=None if url else model,
-                    progress=tick,
-                )
+            for one, place, checkpoint in work:
+                with shown_progress("starting") as tick:
+                    done.append(
+                        run(
+                            one,
+                            sets,
+                            place,
+                            batch=batch,
+                            workers=jobs,
+                            keep_text=not no_text,
+                            checkpoint=checkpoint,
+                            progress=tick,
+                        )
+                    )
         except KeyboardInterrupt:
             typer.echo(f"What was judged is kept in {folder}: the same command goes on from there.", err=True)
             raise
-    return _finish([done], folder, None if no_text else sets, json=json)
+    return _finish(done, folder, None if no_text else sets, json=json)
 
 
 @door
@@ -151,7 +160,7 @@ def eval_list(
     set_: SetOption = None,
     data: Annotated[
         Path | None,
-        typer.Option("--data", metavar="FOLDER", help="Say which of them lie here.", rich_help_panel=_DATA),
+        typer.Option("--data", metavar="FOLDER", help="Say which of them lie here."),
     ] = None,
     json: JsonOption = False,
 ) -> int:
@@ -179,8 +188,9 @@ def eval_replay(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="Saved completions: JSON lines, a JSON list, or a run's folder.")
     ],
-    data: DataOption,
+    data: DataOption = None,
     set_: SetOption = None,
+    table: TableOption = None,
     format: FormatOption = None,
     model: Annotated[
         str | None,
@@ -198,11 +208,11 @@ def eval_replay(
     from guardrail_vl.evaluation.replays import replay_run
     from guardrail_vl.evaluation.running import Run
 
-    if set_ is None:
+    if set_ is None and data is not None:
         if not file.is_dir():
             raise ConfigurationError("--set is missing: the file does not say which data it is of.")
         set_ = list(Run.load(file).sets)
-    sets = _sets(data, set_)
+    sets = labelled(data, set_, table)
     folder = out or Path(RUNS) / _slug(f"replay-{model or file.name}", file.resolve(), format, *(s.hash for s in sets))
     done = replay_run(file, sets, folder, format=format, model=model, keep_text=not no_text)
     return _finish([done], folder, None if no_text else sets, json=json)
@@ -216,10 +226,11 @@ def eval_report(
         typer.Option("--out", metavar="FOLDER", help="For the report. Default: the first run's folder."),
     ] = None,
     data: ShownOption = None,
+    table: TableOption = None,
     json: JsonOption = False,
 ) -> int:
     """Write the report of one run, or of several beside each other."""
-    return _report(runs, out, data, json=json)
+    return _report(runs, out, data, table, json=json)
 
 
 @door
@@ -231,10 +242,11 @@ def eval_compare(
         typer.Option("--out", metavar="FOLDER", help="For the report. Default: `comparison` in the second's folder."),
     ] = None,
     data: ShownOption = None,
+    table: TableOption = None,
     json: JsonOption = False,
 ) -> int:
     """Write a report of two runs side by side, with what differs between them."""
-    return _report([first, second], out or second / "comparison", data, json=json)
+    return _report([first, second], out or second / "comparison", data, table, json=json)
 
 
 @door
@@ -244,11 +256,9 @@ def eval_parity(
         typer.Argument(metavar="GUARD", help=f"A run's folder, a model, a server's URL, or {EMBEDDED!r}."),
     ],
     second: Annotated[str, typer.Argument(metavar="GUARD", help="Another one; both are runs, or neither is.")],
-    data: Annotated[
-        Path | None,
-        typer.Option("--data", metavar="FOLDER", help="The samples, unless these are runs.", rich_help_panel=_DATA),
-    ] = None,
+    data: DataOption = None,
     set_: SetOption = None,
+    table: TableOption = None,
     limit: LimitOption = None,
     labels: Annotated[float, typer.Option("--labels", min=0, max=1, help="The least share of equal labels.")] = 1.0,
     actions: Annotated[float, typer.Option("--actions", min=0, max=1, help="The least share of equal actions.")] = 1.0,
@@ -269,18 +279,16 @@ def eval_parity(
     Exit status: 0 within the tolerance, 1 outside, 2 on an error.
     """
     from guardrail_vl.evaluation.parity import Tolerance, compare, compare_runs
-    from guardrail_vl.evaluation.running import Run, spread
+    from guardrail_vl.evaluation.running import Run
 
     tolerance = Tolerance(labels=labels, actions=actions, drift=drift, failures=failures)
     kinds = [_is_run(first), _is_run(second)]
     if any(kinds):
-        if not all(kinds) or data is not None:
-            raise ConfigurationError("Compare two runs, or two guards on --data.")
+        if not all(kinds) or data is not None or table:
+            raise ConfigurationError("Compare two runs, or two guards on --data or --table.")
         found = compare_runs(Run.load(first), Run.load(second), tolerance=tolerance)
     else:
-        if data is None:
-            raise ConfigurationError("--data is missing: there is nothing to judge.")
-        sets = [one if limit is None else spread(one, limit) for one in _sets(data, set_)]
+        sets = labelled(data, set_, table, limit=limit)
         # Ids are unique in their set only.
         cases = [_renamed(one.name, case) for one in sets for case in one.cases]
         with _guard_named(first, speed, policy) as one, _guard_named(second, second_speed or speed, policy) as other:
@@ -290,36 +298,6 @@ def eval_parity(
     else:
         show_parity(found)
     return PASSED if found.passed else BLOCKED
-
-
-# ---- data ---------------------------------------------------------------------------------------------------------
-
-
-def _sets(folder: Path, names: Iterable[str] | None) -> list[CaseSet]:
-    """The named benchmarks in a folder; without names all that are there and don't repeat another one's requests."""
-    from guardrail_vl.evaluation.benchmarks import discover, pick
-    from guardrail_vl.evaluation.readers import read
-
-    if names is None:
-        found = discover(folder, repeats=False)
-        if not found:
-            raise ConfigurationError(
-                f"The folder {folder.name!r} holds no benchmark.", hint="guardrail-vl eval list says what is known."
-            )
-        if left := len(discover(folder)) - len(found):
-            typer.echo(f"Left out: {left} sets that repeat the requests of others. Name them with --set.", err=True)
-    else:
-        wanted = tuple(dict.fromkeys(names))
-        there = discover(folder)
-        for name in wanted:
-            if not {one.name for one in pick([name])} & {one.name for one, _ in there}:
-                raise ConfigurationError(
-                    f"The folder {folder.name!r} does not hold {name!r}.",
-                    hint=f"guardrail-vl eval list --data {folder.name} says what is there.",
-                )
-        chosen = {one.name for one in pick(wanted)}
-        found = tuple((one, path) for one, path in there if one.name in chosen)
-    return [read(one, path) for one, path in found]
 
 
 def _about(one: Benchmark) -> dict[str, Any]:
@@ -348,9 +326,21 @@ def _is_run(name: str) -> bool:
     return (Path(name) / "run.json").is_file()
 
 
-def _folder_for(guard: Guard, sets: Sequence[CaseSet], limit: int | None) -> Path:
+def _baselines(names: Iterable[str]) -> dict[str, Guard]:
+    from guardrail_vl.evaluation import baselines
+
+    made = {}
+    for name in names:
+        if name not in BASELINES:
+            raise ConfigurationError(f"There is no baseline {name!r}.", hint=f"There are: {', '.join(BASELINES)}.")
+        function, *given = BASELINES[name]
+        made[name] = Guard(engine=getattr(baselines, function)(*given))
+    return made
+
+
+def _folder_for(guard: Guard, sets: Sequence[CaseSet]) -> Path:
     # The same command goes on in the same folder; another guard or other data have another one.
-    told = (guard.format.id, guard.policy.hash, type(guard.engine).__name__, limit, *(one.hash for one in sets))
+    told = (guard.format.id, guard.policy.hash, type(guard.engine).__name__, *(one.hash for one in sets))
     return Path(RUNS) / _slug(f"{guard.engine.model}-{guard.speed}", *told)
 
 
@@ -362,13 +352,26 @@ def _slug(name: str, *conditions: object) -> str:
 # ---- reports ------------------------------------------------------------------------------------------------------
 
 
-def _report(folders: Sequence[Path], out: Path | None, data: Path | None, *, json: bool) -> int:
+def _report(
+    folders: Sequence[Path], out: Path | None, data: Path | None, tables: Sequence[Path] | None, *, json: bool
+) -> int:
     from guardrail_vl.evaluation.running import Run
 
     runs = [Run.load(folder) for folder in folders]
-    names = dict.fromkeys(name for run in runs for name in run.sets)
-    sets = None if data is None else _sets(data, names)
+    sets = _of_runs(runs, data, tables) if data is not None or tables else None
     return _finish(runs, out or folders[0], sets, json=json)
+
+
+def _of_runs(runs: Sequence[Run], data: Path | None, tables: Sequence[Path] | None) -> list[CaseSet]:
+    """The samples of these runs, as far as they are there."""
+    from guardrail_vl.evaluation.benchmarks import BENCHMARKS
+
+    told = dict.fromkeys(name for run in runs for name in run.sets)
+    plain = {name.partition("+")[0] for name in told}
+    known = [one.name for one in BENCHMARKS if one.name in plain]
+    sets = labelled(data, None if data is None else known, tables)
+    changes = dict.fromkeys(change for name in told if (change := name.partition("+")[2]))
+    return [one for one in disguised(sets, tuple(changes)) if one.name in told]
 
 
 def _finish(runs: Sequence[Run], folder: Path, sets: Sequence[CaseSet] | None, *, json: bool) -> int:

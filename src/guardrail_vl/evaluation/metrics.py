@@ -17,7 +17,7 @@ from guardrail_vl.verdict import Label
 
 try:
     import numpy as np
-    from sklearn import metrics as sklearn_metrics  # type: ignore[import-untyped]
+    from sklearn import metrics as sklearn_metrics
 except ImportError as error:  # pragma: no cover - the test environment has them
     raise MissingDependencyError(
         error.name or "scikit-learn", extra="evaluation", needed_for="guardrail_vl.evaluation.metrics"

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from guardrail_vl.errors import ConfigurationError
 from guardrail_vl.evaluation._benchmark import Benchmark, Kind
@@ -20,7 +20,10 @@ from guardrail_vl.evaluation.benchmarks import locate
 from guardrail_vl.evaluation.cases import CaseSet
 from guardrail_vl.verdict import Label, Stage
 
-__all__ = ["LABELS", "once", "read", "read_table", "request_group"]
+__all__ = ["COLUMNS", "LABELS", "once", "read", "read_own", "read_table", "request_group"]
+
+COLUMNS: Final = ("prompt", "response", "images", "label", "id", "category", "group")
+"""What `read_own` reads, by these names."""
 
 
 def read(benchmark: Benchmark, path: Path, *, layout: Kind | None = None, unlabelled: bool = False) -> CaseSet:
@@ -115,15 +118,53 @@ def read_table(
         ConfigurationError: A column that isn't there, an unknown label, two equal ids, a missing picture, no rows, or
             a column that would not be judged.
     """
-    task = stage or (Stage.PROMPT if response is None else Stage.RESPONSE)
-    if prompt is None and response is None and images is None:
-        raise ConfigurationError("No column is named that could be judged.", hint="Name prompt, response or images.")
-    if (task is Stage.RESPONSE) != (response is not None):
-        raise ConfigurationError(f"To judge the {task}, {'name' if response is None else 'leave out'} the response.")
-    if label is None and not unlabelled:
-        raise ConfigurationError("No column of labels is named.", hint="Name it, or keep unlabelled samples.")
     columns = _Columns(prompt, response, images, label, id, category, group)
-    samples = _samples(read_rows(path), columns, labels, path.parent)
+    return _table(path, read_rows(path), columns, stage, name, labels, licence, unlabelled)
+
+
+def read_own(path: Path, *, name: str | None = None) -> tuple[CaseSet, tuple[str, ...]]:
+    """A table whose columns are called as in `COLUMNS`. A row may lack what it has no value for.
+
+    Args:
+        path: As in `read_table`.
+        name: Of the set. None: the file's, up to its first dot.
+
+    Returns:
+        The samples, and the names of the columns that were not read.
+
+    Raises:
+        ConfigurationError: See `read_table`; or there is no column `label`.
+    """
+    rows = read_rows(path)
+    there = list(dict.fromkeys(column for row in rows for column in row.values))
+    if "label" not in there:
+        raise ConfigurationError(f"{path.name} has no column 'label'.", hint=f"Columns are {', '.join(COLUMNS)}.")
+    empty = dict.fromkeys(there)
+    filled = [Row(row.file, row.number, {**empty, **row.values}) for row in rows]
+    columns = _Columns(**{column: column if column in there else None for column in COLUMNS})
+    cases = _table(path, filled, columns, None, name, LABELS, "", False)
+    return cases, tuple(column for column in there if column not in COLUMNS)
+
+
+def _table(
+    path: Path,
+    rows: Iterable[Row],
+    columns: _Columns,
+    stage: Stage | None,
+    name: str | None,
+    labels: Mapping[str, Label],
+    licence: str,
+    unlabelled: bool,
+) -> CaseSet:
+    task = stage or (Stage.PROMPT if columns.response is None else Stage.RESPONSE)
+    if columns.prompt is None and columns.response is None and columns.images is None:
+        raise ConfigurationError("No column is named that could be judged.", hint="Name prompt, response or images.")
+    if (task is Stage.RESPONSE) != (columns.response is not None):
+        verb = "name" if columns.response is None else "leave out"
+        raise ConfigurationError(f"To judge the {task}, {verb} the response.")
+    if columns.label is None and not unlabelled:
+        raise ConfigurationError("No column of labels is named.", hint="Name it, or keep unlabelled samples.")
+    samples = _samples(rows, columns, labels, path.parent)
     return assemble(name or path.name.partition(".")[0], task, samples, licence=licence, unlabelled=unlabelled)
 
 
