@@ -294,3 +294,13 @@ def test_the_minimal_app_of_openai(
     assert lines[2].strip() == llm.HARMLESS
     assert [m["content"].strip() for m in openai.requests[-1]["messages"]] == [said[0], lines[0].strip(), said[2]]
     assert len(openai.requests) == 2
+
+
+def test_example_evaluate(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("guardrail_vl.engines.embedded")
+    pytest.importorskip("sklearn")
+    pytest.importorskip("jinja2")
+    lines = run("evaluate", capsys)
+    assert [line.split()[1] for line in lines[1:5]] == ["samples", "samples+leetspeak"] * 2
+    assert float(lines[1].split()[2]) > float(lines[3].split()[2]) > 0.5  # the model beats the list of words
+    assert lines[-1] == "report.html is written"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import json
 import re
 import tomllib
 
@@ -122,3 +124,15 @@ def test_every_readme_of_integrations_begins_with_the_rule() -> None:
         assert re.sub(r"\[(.*?)\]\(.*?\)", r"\1", first).replace("`", "") == (
             "If it can be imported it is in src/; if it is run, it is here."
         )
+
+
+def test_the_table_of_the_embedded_guard_is_that_of_its_results() -> None:
+    pytest.importorskip("sklearn")
+    folder = ROOT / "benchmarks" / "evaluation"
+    spec = importlib.util.spec_from_file_location("table", folder / "table.py")
+    assert spec and spec.loader
+    table = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(table)
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert (folder / "results.md").read_text(encoding="utf-8") == table.as_markdown(results)
+    assert len(results["sets"]) > 25

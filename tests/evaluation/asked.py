@@ -18,7 +18,7 @@ from guardrail_vl.evaluation.cases import Case, CaseSet
 from guardrail_vl.verdict import Label, Stage
 
 MODEL = "noting-guard"
-_NUMBER = re.compile(r"question (\d+)")
+_NUMBER = re.compile(r"question (\d+)", re.IGNORECASE)
 
 
 def questions(count: int, name: str = "questions") -> CaseSet:

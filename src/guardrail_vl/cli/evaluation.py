@@ -25,6 +25,7 @@ from guardrail_vl.cli.evaluated import (
 from guardrail_vl.cli.labelled import (
     DataOption,
     LimitOption,
+    SeenOption,
     SetOption,
     ShownOption,
     TableOption,
@@ -93,6 +94,7 @@ def eval_run(
     data: DataOption = None,
     set_: SetOption = None,
     table: TableOption = None,
+    seen: SeenOption = None,
     limit: LimitOption = None,
     transform: TransformOption = None,
     baseline: Annotated[
@@ -127,7 +129,7 @@ def eval_run(
     from guardrail_vl.evaluation.running import run
 
     simple = _baselines(baseline or ())
-    sets = disguised(labelled(data, set_, table, limit=limit), transform)
+    sets = disguised(labelled(data, set_, table, seen=seen, limit=limit), transform)
     with make_guard(GuardOptions(model, url, policy, format, speed, None, deadline)) as guard:
         folder = out or _folder_for(guard, sets)
         typer.echo(f"{len(sets)} sets into {folder}", err=True)

@@ -51,6 +51,15 @@ LimitOption = Annotated[
     int | None,
     typer.Option("--limit", min=1, help="Samples of each set, spread evenly over it.", rich_help_panel=_DATA),
 ]
+SeenOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--seen",
+        metavar="FILE",
+        help="Leave out the samples whose requests are listed here by hash: what the guard was trained on.",
+        rich_help_panel=_DATA,
+    ),
+]
 TransformOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -63,9 +72,14 @@ TransformOption = Annotated[
 
 
 def labelled(
-    folder: Path | None, names: Sequence[str] | None, tables: Sequence[Path] | None, *, limit: int | None = None
+    folder: Path | None,
+    names: Sequence[str] | None,
+    tables: Sequence[Path] | None,
+    *,
+    seen: Path | None = None,
+    limit: int | None = None,
 ) -> list[CaseSet]:
-    """The named benchmarks in a folder, and the tables; at most so many samples of each.
+    """The named benchmarks in a folder, and the tables, without what was seen; at most so many samples of each.
 
     Without names: all that are in the folder and don't repeat another one's requests.
 
@@ -74,16 +88,17 @@ def labelled(
     """
     from guardrail_vl.evaluation.running import spread
 
+    if folder is None and names:
+        raise ConfigurationError("--set names benchmarks, and --data is missing: the folder that they lie in.")
     if folder is None and not tables:
         raise ConfigurationError(
             "There is nothing to judge.", hint="Name a folder of benchmarks by --data, or your own file by --table."
         )
-    if folder is None and names is not None:
-        raise ConfigurationError("--set names benchmarks, and --data is missing: the folder that they lie in.")
     sets = [] if folder is None or names == [] else _benchmarks(folder, names)
     sets += [_table(path) for path in tables or ()]
     if len({one.name for one in sets}) != len(sets):
         raise ConfigurationError("Two sets have one name.", hint="A table is called as its file: give it another name.")
+    sets = sets if seen is None else _unseen(sets, seen)
     return sets if limit is None else [spread(one, limit) for one in sets]
 
 
@@ -133,6 +148,19 @@ def _benchmarks(folder: Path, names: Sequence[str] | None) -> list[CaseSet]:
         chosen = {one.name for one in pick(wanted)}
         found = tuple((one, path) for one, path in there if one.name in chosen)
     return [read(one, path) for one, path in found]
+
+
+def _unseen(sets: Sequence[CaseSet], path: Path) -> list[CaseSet]:
+    from guardrail_vl.evaluation.seen import leave_out, read
+
+    kept, lost = leave_out(sets, read(path))
+    if lost:
+        typer.echo(f"Left out: {sum(lost.values())} samples of {len(lost)} sets, which {path.name} lists.", err=True)
+    if gone := [one.name for one in sets if one.name not in {other.name for other in kept}]:
+        typer.echo(f"Nothing is left of: {', '.join(printable(name) for name in gone)}", err=True)
+    if not kept:
+        raise ConfigurationError(f"All samples are listed in {path.name}, so there is nothing to judge.")
+    return list(kept)
 
 
 def _table(path: Path) -> CaseSet:
