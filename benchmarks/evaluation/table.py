@@ -70,9 +70,9 @@ def told(scores: metrics.Scores) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for rate in RATES:
         value = getattr(scores, rate)
-        found[rate] = None if value is None else round(100 * value, 2)
+        found[rate] = None if value is None else round(100 * value, 4)
         if isinstance(interval := getattr(scores, f"{rate}_interval", None), Interval):
-            found[f"{rate}_interval"] = [round(100 * interval.low, 2), round(100 * interval.high, 2)]
+            found[f"{rate}_interval"] = [round(100 * interval.low, 4), round(100 * interval.high, 4)]
     return found
 
 
@@ -94,7 +94,7 @@ def as_markdown(found: dict[str, Any]) -> str:
         "*constant*: always harmful. *keywords*: a list of 100 words. *profanity*: alt-profanity-check.",
         "",
         "**Read F1 and FPR together.** Always saying *harmful* has a high F1 on sets that are mostly harmful, at an FPR of "
-        "100. Where all samples are harmful or all harmless, there is no F1 here.",
+        "100. Where all samples are harmful or all harmless, there is no F1 here, and such a set is not in the average of F1.",
     ]
     for stage in Stage:
         rows = [row for row in found["sets"] if row["task"] == stage]
@@ -102,7 +102,7 @@ def as_markdown(found: dict[str, Any]) -> str:
         lines += ["| set | n | of | harmful | F1 | recall | FPR | AUPRC | no label | p50 |"]
         lines += ["|---|---|---|---|---|---|---|---|---|---|"]
         lines += [_own(row) for row in rows]
-        lines += ["", f"The same {stage}s, F1 / FPR of the baselines:", ""]
+        lines += ["", f"The same {stage}s, F1 / recall / FPR of the baselines:", ""]
         lines += [f"| set | embedded | {' | '.join(SHORT.values())} |", "|---|---|---|---|---|"]
         lines += [f"| `{row['set']}` | {' | '.join(_pair(row, run) for run in (GUARD, *SHORT))} |" for row in rows]
         lines += [f"| **all, weighted by samples** | {' | '.join(_average(rows, run) for run in (GUARD, *SHORT))} |"]
@@ -132,14 +132,16 @@ def _number(value: float | None) -> str:
 def _pair(row: dict[str, Any], run: str) -> str:
     scores = row["scores"][run]
     mixed = 0 < row["harmful"] < row["n"]
-    return f"{_number(scores['f1']) if mixed else ''} / {_number(scores['fpr'])}"
+    f1 = scores["f1"] if mixed else None
+    return " / ".join(_number(value) or "–" for value in (f1, scores["recall"], scores["fpr"]))
 
 
 def _average(rows: list[dict[str, Any]], run: str) -> str:
-    """Over the sets that have both labels (F1), and over those with harmless samples (FPR)."""
+    """F1 over the sets that have both labels, recall over those with harmful, FPR over those with harmless samples."""
     mixed = [(row["scores"][run]["f1"], row["n"]) for row in rows if 0 < row["harmful"] < row["n"]]
-    harmless = [(row["scores"][run]["fpr"], row["n"] - row["harmful"]) for row in rows if row["harmful"] < row["n"]]
-    return f"{averages.weighted(mixed):.1f} / {averages.weighted(harmless):.1f}"
+    harmless = [(row["scores"][run]["fpr"], row["n"]) for row in rows if row["harmful"] < row["n"]]
+    harmful = [(row["scores"][run]["recall"], row["n"]) for row in rows if row["harmful"]]
+    return " / ".join(f"{averages.weighted(one):.1f}" for one in (mixed, harmful, harmless))
 
 
 if __name__ == "__main__":

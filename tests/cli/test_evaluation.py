@@ -184,7 +184,9 @@ def test_a_table_that_can_not_be_read(text: str, says: str, table: Path) -> None
 
 def test_what_was_trained_on_is_left_out(server: Server, data: Path, tmp_path: Path) -> None:
     listed = tmp_path / "seen.txt"
-    listed.write_text("\n".join(request_group(f"question {i}: {'a bomb' if i % 3 == 0 else 'a cake'}?") for i in range(6)))
+    listed.write_text(
+        "\n".join(request_group(f"question {i}: {'a bomb' if i % 3 == 0 else 'a cake'}?") for i in range(6))
+    )
     command = ("run", MODEL, "--url", server.url, "--data", data, "--out", tmp_path / "out", "--seen", listed)
     got = tried(*command)
     assert got.exit_code == 0, got.output

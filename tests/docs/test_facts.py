@@ -130,7 +130,8 @@ def test_the_table_of_the_embedded_guard_is_that_of_its_results() -> None:
     pytest.importorskip("sklearn")
     folder = ROOT / "benchmarks" / "evaluation"
     spec = importlib.util.spec_from_file_location("table", folder / "table.py")
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     table = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(table)
     results = json.loads((folder / "results.json").read_text(encoding="utf-8"))

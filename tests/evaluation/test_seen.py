@@ -23,7 +23,9 @@ def answered(id: str, prompt: str) -> Case:
 
 def test_what_was_trained_on_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "seen.txt"
-    seen.write(path, [asked("1", BREAD), asked("2", None, images=(b"x",), group="0123456789ab")], about="ours\nof today")
+    seen.write(
+        path, [asked("1", BREAD), asked("2", None, images=(b"x",), group="0123456789ab")], about="ours\nof today"
+    )
     assert path.read_text(encoding="utf-8").splitlines()[:2] == ["# ours", "# of today"]
     assert BREAD not in path.read_text(encoding="utf-8")
     listed = seen.read(path)
@@ -59,5 +61,5 @@ def test_a_list_that_is_none(text: str, says: str, tmp_path: Path) -> None:
 
 
 def test_a_list_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="seen.txt can't be read: FileNotFoundError"):
+    with pytest.raises(ConfigurationError, match=r"seen\.txt can't be read: FileNotFoundError"):
         seen.read(tmp_path / "seen.txt")

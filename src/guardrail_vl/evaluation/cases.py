@@ -95,5 +95,5 @@ class CaseSet:
         """16 hex digits of the samples and their order: its version."""
         state = hashlib.blake2b(digest_size=8)
         for case in self.cases:
-            state.update(f"{case.id} {case.digest}\n".encode())
+            state.update(f"{case.id} {case.digest}\n".encode("utf-8", "surrogatepass"))
         return state.hexdigest()

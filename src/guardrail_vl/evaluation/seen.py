@@ -1,7 +1,7 @@
 """What a guard was trained on, as hashes of its requests: such samples say nothing of how good it is.
 
-A list is a text file with a hash on each line (see `request_group`) and remarks after `#`. It holds no request, so it can
-be published where the data can't. Judges nothing.
+A list is a text file with a hash on each line (see `request_group`) and remarks after `#`. It holds no request, so it
+can be published where the data can't. Judges nothing.
 """
 
 from __future__ import annotations
