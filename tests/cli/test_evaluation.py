@@ -65,7 +65,10 @@ def server() -> Iterator[Server]:
 
 def start(*arguments: object, **settings: Any) -> subprocess.Popen[str]:
     path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "guardrail_vl", "eval", *map(str, arguments)]
+    # Whoever runs the tests in the background ignores Ctrl-C, and a child inherits that.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    run = "import sys; from guardrail_vl.cli import main; sys.argv[0] = 'guardrail-vl'; main()"
+    command = [sys.executable, "-c", f"{heed}; {run}", "eval", *map(str, arguments)]
     return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, text=True, **settings)
 
 
