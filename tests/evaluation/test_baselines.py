@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("sklearn", reason="needs the extra 'evaluation'")
+
+
 from guardrail_vl import Guard
 from guardrail_vl.engines.base import Deadline
 from guardrail_vl.errors import ConfigurationError, EngineError, EngineUnavailableError

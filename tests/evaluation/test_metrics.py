@@ -8,6 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
+pytest.importorskip("sklearn", reason="needs the extra 'evaluation'")
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk

@@ -10,6 +10,9 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+pytest.importorskip("sklearn", reason="needs the extra 'evaluation'")
+
+
 from guardrail_vl.errors import ConfigurationError, ParseError
 from guardrail_vl.evaluation import metrics, official
 from guardrail_vl.evaluation.records import Record

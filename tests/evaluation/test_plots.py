@@ -6,8 +6,12 @@ import random
 import re
 import xml.etree.ElementTree as ElementTree
 
-import matplotlib as mpl
 import pytest
+
+pytest.importorskip("matplotlib", reason="needs the extra 'evaluation'")
+pytest.importorskip("sklearn", reason="needs the extra 'evaluation'")
+
+import matplotlib as mpl
 
 from guardrail_vl.evaluation import plots
 from guardrail_vl.evaluation.plots import Plot, Scored

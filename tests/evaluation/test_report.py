@@ -14,6 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+pytest.importorskip("jinja2", reason="needs the extra 'evaluation'")
+pytest.importorskip("matplotlib", reason="needs the extra 'evaluation'")
+pytest.importorskip("sklearn", reason="needs the extra 'evaluation'")
+
 from sklearn.metrics import f1_score
 
 from guardrail_vl.errors import ConfigurationError

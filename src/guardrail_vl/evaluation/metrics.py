@@ -19,9 +19,7 @@ try:
     import numpy as np
     from sklearn import metrics as sklearn_metrics
 except ImportError as error:  # pragma: no cover - the test environment has them
-    raise MissingDependencyError(
-        error.name or "scikit-learn", extra="evaluation", needed_for="guardrail_vl.evaluation.metrics"
-    ) from error
+    raise MissingDependencyError("scikit-learn", extra="evaluation", needed_for="Metrics") from error
 
 Key = Literal["set", "category", "modality", "stage"]
 """What records can be cut by."""
