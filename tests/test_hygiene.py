@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -263,7 +263,23 @@ def exchange_of(conversation: list[dict[str, Any]], at: int) -> list[dict[str, A
     )
 
 
+def beside_harm(conversation: list[dict[str, Any]], kept: set[str], at: int) -> bool:
+    """Whether there is harm among the neighbours that went along. When what stood between two messages goes, they become
+    one exchange, and if that is harmful both go."""
+    first = next((i + 1 for i in range(at, -1, -1) if conversation[i]["id"] in kept), 0)
+    last = next((i for i in range(at, len(conversation)) if conversation[i]["id"] in kept), len(conversation))
+    return "bomb" in json.dumps(conversation[first:last])
+
+
+APART = [
+    ("user", "bomb 0"), ("assistant", "cake"), ("system", "bomb."), ("assistant", "cake 2"), ("user", "cake 3"),
+    ("assistant", "cake"), ("system", "cake."),
+]  # fmt: skip
+"""When the third is gone, the fourth belongs to the answer of the first, and goes with it."""
+
+
 @given(conversations(), st.sampled_from([None, SENTENCE]))
+@example([{"role": role, "content": said, "id": f"m{at}"} for at, (role, said) in enumerate(APART)], None)
 def test_the_law(conversation: list[dict[str, Any]], replace: str | None) -> None:
     before = copy.deepcopy(conversation)
     left = GUARD.sanitize(conversation, replace=replace)
@@ -287,7 +303,8 @@ def test_the_law(conversation: list[dict[str, Any]], replace: str | None) -> Non
             assert kept is None or (kept != message and kept["role"] == message["role"])
         elif "bomb" not in json.dumps(exchange_of(conversation, at)):
             own = {c["id"] for c in message.get("tool_calls", ())} | {message.get("tool_call_id")}
-            assert kept == message or (kept is None and replace is None and (own & halves or not message["content"]))
+            assert kept == message or (kept is None and replace is None)
+            assert kept or own & halves or not message["content"] or beside_harm(conversation, set(by_id), at)
 
 
 def judgements(conversation: list[dict[str, Any]]) -> tuple[Judgement, ...]:
