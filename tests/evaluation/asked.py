@@ -9,12 +9,15 @@ import json
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from guardrail_vl import Guard
 from guardrail_vl.evaluation.cases import Case, CaseSet
+from guardrail_vl.evaluation.records import Record
+from guardrail_vl.testing import ScriptedEngine, by_keyword
 from guardrail_vl.verdict import Label, Stage
 
 MODEL = "noting-guard"
@@ -35,6 +38,16 @@ def questions(count: int, name: str = "questions") -> CaseSet:
             for i in range(count)
         ),
     )
+
+
+def make_guard(script: Any = None, **settings: Any) -> Guard:
+    """A guard that needs no server: harmful where "bomb" stands, unless another script is given."""
+    return Guard(engine=ScriptedEngine(script or by_keyword("bomb")), **settings)
+
+
+def ids(records: Sequence[Record]) -> list[str]:
+    """The ids of these records, in order."""
+    return [record.id for record in records]
 
 
 class Server:

@@ -21,11 +21,10 @@ from guardrail_vl.engines.base import Deadline, Outcome
 from guardrail_vl.errors import ConfigurationError
 from guardrail_vl.evaluation._folder import Manifest, RunWriter
 from guardrail_vl.evaluation.cases import CaseSet
-from guardrail_vl.evaluation.records import Record
 from guardrail_vl.evaluation.running import Progress, Run, run
 from guardrail_vl.prompt_format.base import Completion, Prompt
 from guardrail_vl.testing import ScriptedEngine, by_keyword
-from tests.evaluation.asked import MODEL, Server, questions, serve
+from tests.evaluation.asked import MODEL, Server, ids, make_guard, questions, serve
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,18 +35,10 @@ def server() -> Iterator[Server]:
         yield one
 
 
-def make_guard(script: Any = None, **settings: Any) -> Guard:
-    return Guard(engine=ScriptedEngine(script or by_keyword("bomb")), **settings)
-
-
 def judged(prompt: Prompt) -> Completion:
     said = by_keyword("bomb")(prompt)
     assert isinstance(said, Completion)
     return said
-
-
-def ids(records: Sequence[Record]) -> list[str]:
-    return [record.id for record in records]
 
 
 # ---- going on -----------------------------------------------------------------------------------------------------

@@ -25,13 +25,12 @@ from guardrail_vl.errors import (
 )
 from guardrail_vl.evaluation._judging import BETWEEN_TEXTS
 from guardrail_vl.evaluation.cases import Case, CaseSet
-from guardrail_vl.evaluation.records import Record
 from guardrail_vl.evaluation.running import MAX_FAILURES, Progress, Run, run
 from guardrail_vl.prompt_format.base import Completion, Prompt, PromptMessage, PromptText
 from guardrail_vl.prompt_format.guardreasoner_vl import GuardReasonerVL
 from guardrail_vl.testing import ScriptedEngine, by_keyword, label_token
 from guardrail_vl.verdict import Action, Label, Stage, Usage
-from tests.evaluation.asked import MODEL, Server, questions, serve
+from tests.evaluation.asked import MODEL, Server, ids, make_guard, questions, serve
 
 HARMFUL, UNHARMFUL = Label.HARMFUL, Label.UNHARMFUL
 
@@ -42,16 +41,8 @@ def server() -> Iterator[Server]:
         yield one
 
 
-def make_guard(script: Any = None, **settings: Any) -> Guard:
-    return Guard(engine=ScriptedEngine(script or by_keyword("bomb")), **settings)
-
-
 def text_in(prompt: Prompt) -> str:
     return prompt.messages[-1].text
-
-
-def ids(records: Sequence[Record]) -> list[str]:
-    return [record.id for record in records]
 
 
 # ---- what a record says -------------------------------------------------------------------------------------------

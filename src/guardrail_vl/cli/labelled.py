@@ -108,15 +108,13 @@ def disguised(sets: Sequence[CaseSet], names: Sequence[str] | None) -> list[Case
     Raises:
         ConfigurationError: There is no such transform.
     """
-    from guardrail_vl.evaluation.transforms import TRANSFORMS, apply
+    from guardrail_vl.evaluation.transforms import apply, named
 
-    for name in names or ():
-        if name not in TRANSFORMS:
-            raise ConfigurationError(f"There is no transform {name!r}.", hint=f"There are: {', '.join(TRANSFORMS)}.")
+    wanted = [named(name).name for name in dict.fromkeys(names or ())]
     found = []
     for one in sets:
         found.append(one)
-        for name in dict.fromkeys(names or ()):
+        for name in wanted:
             try:
                 found.append(apply(name, one))
             except ConfigurationError as error:
@@ -125,20 +123,20 @@ def disguised(sets: Sequence[CaseSet], names: Sequence[str] | None) -> list[Case
 
 
 def _benchmarks(folder: Path, names: Sequence[str] | None) -> list[CaseSet]:
-    from guardrail_vl.evaluation.benchmarks import discover, pick
+    from guardrail_vl.evaluation.benchmarks import discover, pick, without_repeats
     from guardrail_vl.evaluation.readers import read
 
+    there = discover(folder)
     if names is None:
-        found = discover(folder, repeats=False)
+        found = without_repeats(there)
         if not found:
             raise ConfigurationError(
                 f"The folder {folder.name!r} holds no benchmark.", hint="guardrail-vl eval list says what is known."
             )
-        if left := len(discover(folder)) - len(found):
+        if left := len(there) - len(found):
             typer.echo(f"Left out: {left} sets that repeat the requests of others. Name them with --set.", err=True)
     else:
         wanted = tuple(dict.fromkeys(names))
-        there = discover(folder)
         for name in wanted:
             if not {one.name for one in pick([name])} & {one.name for one, _ in there}:
                 raise ConfigurationError(

@@ -14,6 +14,7 @@ RELEASE: Final = "https://huggingface.co/datasets/yueliu1999/GuardReasoner-VLTes
 """Where the authors keep the files of all 14, in the folder `test`."""
 
 _WILDGUARD_URL: Final = "https://huggingface.co/datasets/allenai/wildguardmix"
+_WILDGUARD_OWN: Final = Layout("wildguard", ("wildguard_test.parquet", "wildguard_test.jsonl", "wildguard_test.csv"))
 _WILDGUARD_LICENCE: Final = "ODC-BY-1.0"
 _WILDGUARD_NOTES: Final = (
     "Gated: AI2's Responsible Use Guidelines have to be accepted. The file has 1,725 rows; the paper's averages of its "
@@ -137,7 +138,7 @@ _PROMPT: Final = (
         modality="text",
         layouts=(
             _files("WildGuardTestPrompt.json"),
-            Layout("wildguard", ("wildguard_test.parquet", "wildguard_test.jsonl", "wildguard_test.csv")),
+            _WILDGUARD_OWN,
         ),
         licence=_WILDGUARD_LICENCE,
         url=_WILDGUARD_URL,
@@ -268,7 +269,7 @@ _RESPONSE: Final = (
         modality="text",
         layouts=(
             _files("WildGuardTestResponse.json"),
-            Layout("wildguard", ("wildguard_test.parquet", "wildguard_test.jsonl", "wildguard_test.csv")),
+            _WILDGUARD_OWN,
         ),
         licence=_WILDGUARD_LICENCE,
         url=_WILDGUARD_URL,

@@ -15,7 +15,19 @@ from guardrail_vl.evaluation._paper import PAPER, RELEASE
 from guardrail_vl.evaluation._shared import SHARED
 from guardrail_vl.verdict import Stage
 
-__all__ = ["BENCHMARKS", "RELEASE", "Benchmark", "Group", "Kind", "Layout", "as_markdown", "discover", "locate", "pick"]
+__all__ = [
+    "BENCHMARKS",
+    "RELEASE",
+    "Benchmark",
+    "Group",
+    "Kind",
+    "Layout",
+    "as_markdown",
+    "discover",
+    "locate",
+    "pick",
+    "without_repeats",
+]
 
 _OTHER: Final = (
     Benchmark(
@@ -81,9 +93,15 @@ def discover(folder: Path, *, repeats: bool = True) -> tuple[tuple[Benchmark, Pa
     if not folder.is_dir():
         raise ConfigurationError(f"There is no folder {folder.name!r}.")
     files = tuple(sorted(_files(folder)))
-    found = [(b, path) for b in BENCHMARKS if (path := _best(b, files, folder)) is not None]
+    found = tuple((b, path) for b in BENCHMARKS if (path := _best(b, files, folder)) is not None)
+    return found if repeats else without_repeats(found)
+
+
+def without_repeats(found: Iterable[tuple[Benchmark, Path]]) -> tuple[tuple[Benchmark, Path], ...]:
+    """These without the benchmarks that repeat the requests of another one among them."""
+    found = tuple(found)
     there = {benchmark.name for benchmark, _ in found}
-    return tuple((b, path) for b, path in found if repeats or b.repeats not in there)
+    return tuple((benchmark, path) for benchmark, path in found if benchmark.repeats not in there)
 
 
 def locate(benchmark: Benchmark, folder: Path) -> Path | None:

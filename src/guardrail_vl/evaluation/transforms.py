@@ -56,6 +56,18 @@ class Transform:
         return self.change(case, _chance(seed, self.name, case.id), among)
 
 
+def named(name: str) -> Transform:
+    """The transform of this name.
+
+    Raises:
+        ConfigurationError: There is none.
+    """
+    transform = TRANSFORMS.get(name)
+    if transform is None:
+        raise ConfigurationError(f"There is no transform {name!r}.", hint=f"There are: {', '.join(TRANSFORMS)}.")
+    return transform
+
+
 def apply(name: str, data: CaseSet, seed: int = 0) -> CaseSet:
     """The set with a transform on every sample, called `set+transform`. Ids stay, so rows can be laid side by side.
 
@@ -68,9 +80,7 @@ def apply(name: str, data: CaseSet, seed: int = 0) -> CaseSet:
         ConfigurationError: There is no such transform, or it can't be applied to any of the samples.
         ContentError: A picture can't be read.
     """
-    transform = TRANSFORMS.get(name)
-    if transform is None:
-        raise ConfigurationError(f"There is no transform {name!r}.", hint=f"There are: {', '.join(TRANSFORMS)}.")
+    transform = named(name)
     made = [new for case in data.cases if (new := transform(case, seed=seed, among=data.cases)) is not None]
     if not made:
         raise ConfigurationError(f"No sample of {data.name!r} can be made {name}.")
@@ -265,4 +275,4 @@ def select(name: str, sets: Iterable[CaseSet]) -> tuple[CaseSet, ...]:
     return tuple(found)
 
 
-__all__ = ["SLICES", "TRANSFORMS", "Slice", "Transform", "apply", "either", "join", "select"]
+__all__ = ["SLICES", "TRANSFORMS", "Slice", "Transform", "apply", "either", "join", "named", "select"]
