@@ -1,0 +1,1 @@
+"""Fine-tune a guard on a policy of your own: the GuardReasoner-VL recipe (arXiv 2505.11049), stage by stage."""
