@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guardrail_vl.errors import ConfigurationError, ContentError
-from guardrail_vl.evaluation import _drawing
+from guardrail_vl.evaluation import _drawing, _joining
 from guardrail_vl.evaluation._rewriting import HARMLESS, REWRITINGS, bury
 from guardrail_vl.evaluation.benchmarks import BENCHMARKS
 from guardrail_vl.evaluation.cases import Case, CaseSet
@@ -232,11 +232,11 @@ def test_what_the_font_can_write_is_drawn(text: str) -> None:
 
 def test_side_by_side(tmp_path: Path) -> None:
     (tmp_path / "second.png").write_bytes(plain((0, 0, 250), (10, 40)))
-    (view,) = render_views(_drawing.side_by_side(plain((250, 0, 0), (20, 30)), tmp_path / "second.png"))
+    (view,) = render_views(_joining.side_by_side(plain((250, 0, 0), (20, 30)), tmp_path / "second.png"))
     assert view.size == (30, 40)
     assert [view.getpixel(at) for at in ((5, 5), (5, 35), (25, 35))] == [(250, 0, 0), (255, 255, 255), (0, 0, 250)]
     with pytest.raises(ContentError):
-        _drawing.side_by_side(b"no picture", RED)
+        _joining.side_by_side(b"no picture", RED)
 
 
 # ---- joined and buried ----------------------------------------------------------------------------------------------

@@ -48,6 +48,17 @@ class Chat:
             raise ContentError("The content would be read as control tokens of the guard model.")
         return ids
 
+    def continuation(self, text: str) -> list[int]:
+        """Token ids of what a model is to write after a prompt, without its end token.
+
+        Raises:
+            ContentError: Some of it is a special token, which no answer holds.
+        """
+        ids: list[int] = self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
+        if self._special(ids):
+            raise ContentError("The text to train on holds control tokens of the guard model.")
+        return ids
+
     def _tokenised(self, messages: tuple[PromptMessage, ...], prefix: str) -> list[int]:
         text = self._tokenizer.apply_chat_template(
             [{"role": m.role, "content": self._content(m)} for m in messages],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -47,6 +48,21 @@ def read_guard_json(path: str | Path) -> TrainedFormat | None:
     if not isinstance(format_, str) or not isinstance(golden, str):
         raise wrong
     return TrainedFormat(format_, golden)
+
+
+def write_guard_json(folder: str | Path, trained: TrainedFormat, more: Mapping[str, object] | None = None) -> None:
+    """Write `guard.json` into a checkpoint folder.
+
+    Args:
+        folder: Of the checkpoint.
+        trained: The format.
+        more: Other keys, as plain JSON; whoever serves the checkpoint reads none of them.
+
+    Raises:
+        OSError: It can't be written.
+    """
+    told = {**(more or {}), "format": trained.format, "golden": trained.golden}
+    (Path(folder) / GUARD_JSON).write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def model_name(model: str | Path, revision: str | None) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from guardrail_vl.engines._batching import Job, closed
 from guardrail_vl.engines._decode import Transcript, piece
+from guardrail_vl.engines._inputs import hf, padded
 from guardrail_vl.engines.base import late
 from guardrail_vl.errors import MissingDependencyError
 from guardrail_vl.prompt_format.base import Completion
@@ -20,15 +21,8 @@ from guardrail_vl.verdict import Usage
 
 try:
     import torch
-    import transformers
 except ImportError as error:  # pragma: no cover - the test environment has them
-    raise MissingDependencyError(
-        error.name or "transformers", extra="local", needed_for="TransformersEngine"
-    ) from error
-
-
-hf: Any = transformers
-"""Only partly typed."""
+    raise MissingDependencyError(error.name or "torch", extra="local", needed_for="TransformersEngine") from error
 
 
 @dataclass(slots=True)
@@ -88,23 +82,16 @@ class Generator:
             )
 
     def _inputs(self, rows: Sequence[Row]) -> dict[str, Any]:
-        device = self.model.device
-        longest = max(len(row.ids) for row in rows)
-        ids = torch.full((len(rows), longest), self.pad, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for i, row in enumerate(rows):
-            # Padded left, so that every row's newest token is in the last column.
-            ids[i, longest - len(row.ids) :] = torch.tensor(row.ids)
-            mask[i, longest - len(row.ids) :] = 1
-        inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
-        shown = [row for row in rows if row.pixels is not None]
-        if shown:
-            # Pictures of all rows follow each other; the placeholders in the ids say whose they are.
-            inputs["pixel_values"] = torch.cat([row.pixels for row in shown]).to(device, self.model.dtype)
-            inputs["image_grid_thw"] = torch.cat([row.grid for row in shown]).to(device)
-            if self.takes_token_types:
-                inputs["mm_token_type_ids"] = ids.eq(shown[0].image_token).to(device, torch.int)
-        return inputs
+        inputs = padded(
+            rows,
+            pad=self.pad,
+            side="left",
+            image_token=rows[0].image_token,
+            takes_token_types=self.takes_token_types,
+        )
+        if "pixel_values" in inputs:
+            inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
+        return {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
 
 
 class _Watch:

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
 
 from guardrail_vl.engines._batching import Job, MicroBatcher, agather, gather
-from guardrail_vl.engines._chat import Chat
 from guardrail_vl.engines._checkpoint import GUARD_JSON, TrainedFormat, model_name, read_guard_json
-from guardrail_vl.engines._generation import Generator, Row, hf
+from guardrail_vl.engines._generation import Generator, Row
 from guardrail_vl.engines._hardware import cpu_has_bfloat16
+from guardrail_vl.engines._inputs import Reader, hf, load_reader
 from guardrail_vl.engines.base import Deadline, Engine, Outcome
 from guardrail_vl.errors import (
     ConfigurationError,
-    ContentError,
     EngineError,
     EngineUnavailableError,
     GuardrailError,
@@ -55,12 +54,8 @@ class _Settings:
 
 
 @dataclass(frozen=True)
-class _Loaded:
+class _Loaded(Reader):
     generator: Generator
-    chat: Chat
-    pictures: Any
-    image_token: int
-    max_positions: int
 
 
 class TransformersEngine(Engine):
@@ -192,42 +187,29 @@ def _trained_format(settings: _Settings) -> TrainedFormat | None:
 def _load(settings: _Settings, name: str) -> _Loaded:
     where = {"revision": settings.revision} if settings.revision else {}
     try:
-        config = hf.AutoConfig.from_pretrained(settings.model, **where)
-        tokenizer = hf.AutoTokenizer.from_pretrained(settings.model, **where)
-        sees = hasattr(config, "vision_config")
-        if sees and getattr(config, "image_token_id", None) is None:
-            raise ConfigurationError(f"{name} shows pictures to its model in a way that this engine does not know.")
-        # The same backend with and without torchvision, so that the same picture gives the same numbers.
-        pictures = hf.AutoImageProcessor.from_pretrained(settings.model, backend="pil", **where) if sees else None
-        if sees and not hasattr(pictures, "merge_size"):
-            raise ConfigurationError(f"{name} prepares pictures in a way that this engine does not know.")
-        device = settings.device or _device()
-        kind = hf.AutoModelForImageTextToText if sees else hf.AutoModelForCausalLM
-        dtype = getattr(torch, settings.dtype) if settings.dtype else _dtype(device)
+        reader = load_reader(settings.model, name, settings.revision)
+        device = settings.device or best_device()
+        kind = hf.AutoModelForImageTextToText if reader.pictures is not None else hf.AutoModelForCausalLM
+        dtype = getattr(torch, settings.dtype) if settings.dtype else best_dtype(device)
         model = kind.from_pretrained(settings.model, dtype=dtype, **where)
     except (OSError, ValueError) as error:
         raise ConfigurationError(
             f"The checkpoint {name} can't be loaded: {error}", hint="Give a checkpoint folder or a hub id."
         ) from error
     model = model.to(device).eval()
+    tokenizer = reader.tokenizer
     ends = _ends(model, tokenizer)
     # Sampling settings and penalties that came with the checkpoint would change what is decoded.
     model.generation_config = hf.GenerationConfig()
-    text = config.get_text_config()
-    return _Loaded(
-        generator=Generator(
-            model=model,
-            tokenizer=tokenizer,
-            name=name,
-            ends=ends,
-            pad=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends),
-            takes_token_types="mm_token_type_ids" in inspect.signature(model.forward).parameters,
-        ),
-        chat=Chat(tokenizer, images=sees),
-        pictures=pictures,
-        image_token=config.image_token_id if sees else -1,
-        max_positions=text.max_position_embeddings,
+    generator = Generator(
+        model=model,
+        tokenizer=tokenizer,
+        name=name,
+        ends=ends,
+        pad=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends),
+        takes_token_types="mm_token_type_ids" in inspect.signature(model.forward).parameters,
     )
+    return _Loaded(**vars(reader), generator=generator)
 
 
 def _ends(model: Any, tokenizer: Any) -> frozenset[int]:
@@ -236,14 +218,18 @@ def _ends(model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(i for i in ends if i is not None)
 
 
-def _device() -> str:
+def best_device() -> str:
+    """Where models run on this machine, unless another device is named."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _dtype(device: str) -> torch.dtype:
-    """Never what the checkpoint says: a CPU without bfloat16 instructions emulates it, several times slower."""
+def best_dtype(device: str) -> torch.dtype:
+    """What a device computes in, whatever the checkpoint says.
+
+    A CPU without bfloat16 instructions emulates it, several times slower.
+    """
     if device.startswith("cuda") or (device == "cpu" and cpu_has_bfloat16()):
         return torch.bfloat16
     return torch.float32
@@ -255,40 +241,13 @@ def _dtype(device: str) -> torch.dtype:
 def _row(job: Job, loaded: _Loaded) -> Row | None:
     """The job's prompt as the model takes it; None if that can't be, and then the job is settled with the reason."""
     try:
-        ids = loaded.chat.ids(job.prompt)
-        pixels, grid = _pixels(job.prompt, loaded)
-        if grid is not None:
-            ids = _make_room(ids, loaded, grid.prod(-1).tolist())
-        room = loaded.max_positions - len(ids)
-        if room < 1:
-            raise ContentError(
-                f"The prompt takes {len(ids)} tokens; the guard model reads at most {loaded.max_positions - 1}."
-            )
+        read = loaded.read(job.prompt)
     except Exception as error:
         # Without its cause, which may quote the prompt.
         job.settle(_translated(error, "read the prompt", keep=False))
         return None
-    return Row(job, ids, min(job.prompt.max_tokens, room), loaded.image_token, pixels, grid)
-
-
-def _pixels(prompt: Prompt, loaded: _Loaded) -> tuple[Any, Any]:
-    shown = prompt.images
-    if not shown:
-        return None, None
-    try:
-        read = loaded.pictures(images=[image.pixels() for image in shown], return_tensors="pt")
-    except ValueError:
-        raise ContentError("A picture can't be prepared for the guard model: its sides are too unequal.") from None
-    return read["pixel_values"], read["image_grid_thw"]
-
-
-def _make_room(ids: list[int], loaded: _Loaded, patches: list[int]) -> list[int]:
-    """The ids with each picture's one placeholder repeated for each of its visual tokens."""
-    counts = iter(patches)
-    out: list[int] = []
-    for i in ids:
-        out += [i] * (next(counts) // loaded.pictures.merge_size**2) if i == loaded.image_token else [i]
-    return out
+    limit = min(job.prompt.max_tokens, loaded.max_positions - len(read.ids))
+    return Row(job, read.ids, limit, loaded.image_token, read.pixels, read.grid)
 
 
 def _split(rows: Sequence[Row], budget: int) -> list[list[Row]]:
@@ -328,6 +287,7 @@ def _complete(rows: Sequence[Row], generator: Generator, stopping: threading.Eve
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch or Python ran out of memory, on any device."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error).lower()

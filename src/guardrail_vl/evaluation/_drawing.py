@@ -1,6 +1,6 @@
-"""Pictures that evaluation makes: text on white, and two pictures side by side. Knows no sample and no guard.
+"""Pictures that evaluation makes: text on white. Knows no sample and no guard.
 
-Files are read and written by `guardrail_vl.media` alone; Pillow is used here to draw, and opens nothing. The fonts are
+Files are written by `guardrail_vl.media`; Pillow is used here to draw, and opens nothing. The fonts are
 those that come with matplotlib, so a text looks the same on every machine.
 """
 
@@ -15,7 +15,7 @@ from typing import Final
 from PIL import Image, ImageDraw, ImageFont
 
 from guardrail_vl.errors import MissingDependencyError
-from guardrail_vl.media import PILImage, encode, fit, read_source, render_views
+from guardrail_vl.media import encode
 
 try:
     import matplotlib
@@ -29,8 +29,6 @@ _MARGIN: Final = 40
 _SIZES: Final = (48, 40, 32, 26, 20, 16)
 """Font sizes in pixels: the largest that fits."""
 _FONTS: Final = ("DejaVuSansMono-Bold.ttf", "DejaVuSans-Bold.ttf")
-_MAX_PIXELS: Final = 20_000_000
-"""Of two pictures side by side: half of what is read by default."""
 _RIGHT_TO_LEFT: Final = ("R", "AL", "AN")
 
 
@@ -55,23 +53,6 @@ def page(text: str) -> bytes | None:
                 pen.text((_MARGIN, _MARGIN + number * step), line, fill="black", font=font)
             return encode(image)[0]
     return None
-
-
-def side_by_side(first: Path | bytes, second: Path | bytes) -> bytes:
-    """Both in one PNG, aligned at the top, white where one is shorter. Of an animation, the first view.
-
-    Raises:
-        ContentError: One of them can't be read.
-    """
-    views = [_first_view(source) for source in (first, second)]
-    whole = Image.new("RGB", (sum(v.width for v in views), max(v.height for v in views)), "white")
-    whole.paste(views[0], (0, 0))
-    whole.paste(views[1], (views[0].width, 0))
-    return encode(fit(whole, _MAX_PIXELS))[0]
-
-
-def _first_view(source: Path | bytes) -> PILImage:
-    return render_views(read_source(source))[0]
 
 
 def _can_write(name: str, text: str) -> bool:

@@ -12,12 +12,12 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
 from guardrail_vl.errors import ConfigurationError
-from guardrail_vl.evaluation import _drawing
+from guardrail_vl.evaluation import _drawing, _joining
+from guardrail_vl.evaluation._joining import either
 from guardrail_vl.evaluation._rewriting import HARMLESS, REWRITINGS, Rewriting, Undo, bury
 from guardrail_vl.evaluation.cases import Case, CaseSet
 from guardrail_vl.verdict import Label, Stage
@@ -87,13 +87,6 @@ def apply(name: str, data: CaseSet, seed: int = 0) -> CaseSet:
     return CaseSet(f"{data.name}+{name}", tuple(made))
 
 
-def either(*golds: Label | None) -> Label | None:
-    """The label of samples that are joined: harmful if any is; else unknown if any is; else unharmful."""
-    if Label.HARMFUL in golds:
-        return Label.HARMFUL
-    return None if None in golds else Label.UNHARMFUL
-
-
 def join(first: Case, second: Case) -> Case:
     """Two samples as one: texts one after the other, first pictures side by side, harmful if either is.
 
@@ -109,21 +102,10 @@ def join(first: Case, second: Case) -> Case:
     return replace(
         first,
         gold=either(first.gold, second.gold),
-        prompt=_texts(first.prompt, second.prompt),
-        response=_texts(first.response, second.response),
-        images=_pictures(first.images, second.images),
+        prompt=_joining.texts(first.prompt, second.prompt),
+        response=_joining.texts(first.response, second.response),
+        images=_joining.pictures(first.images, second.images),
     )
-
-
-def _texts(*texts: str | None) -> str | None:
-    given = [text for text in texts if text is not None]
-    return "\n\n".join(given) if given else None
-
-
-def _pictures(first: Sequence[Path | bytes], second: Sequence[Path | bytes]) -> tuple[Path | bytes, ...]:
-    if not first or not second:
-        return (*first, *second)
-    return (_drawing.side_by_side(first[0], second[0]), *first[1:], *second[1:])
 
 
 def _chance(seed: int, *parts: str) -> random.Random:

@@ -57,7 +57,14 @@ CHAT_TEMPLATE: Final = """\
 
 
 def build(
-    folder: str | Path, *, texts: Iterable[str] = (), hidden: int = 64, layers: int = 2, vocabulary: int = 900, seed: int = 0
+    folder: str | Path,
+    *,
+    texts: Iterable[str] = (),
+    hidden: int = 64,
+    layers: int = 2,
+    vocabulary: int = 900,
+    window: int = 4096,
+    seed: int = 0,
 ) -> Path:
     """Write the checkpoint.
 
@@ -67,6 +74,7 @@ def build(
         hidden: Width of the text model; a multiple of 32.
         layers: Depth of the text model.
         vocabulary: Tokens of the text, at most.
+        window: Tokens of a prompt and its completion, at most. Random weights write until it is full.
         seed: Of the weights.
 
     Returns:
@@ -76,7 +84,7 @@ def build(
         ConfigurationError: The folder is there and not empty, or can't be written.
     """
     tokenizer = _tokenizer([*_lines(), *texts], vocabulary)
-    model = _model(tokenizer, hidden, layers, seed)
+    model = _model(tokenizer, hidden, layers, window, seed)
     with whole_folder(folder) as place:
         model.save_pretrained(place)
         tokenizer.save_pretrained(place)
@@ -131,7 +139,7 @@ def _tokenizer(texts: list[str], vocabulary: int) -> Any:
     return tokenizer
 
 
-def _model(tokenizer: Any, hidden: int, layers: int, seed: int) -> Any:
+def _model(tokenizer: Any, hidden: int, layers: int, window: int, seed: int) -> Any:
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in _SPECIAL}
     heads = max(2, hidden // 32)
     config = _hf.Qwen2_5_VLConfig(
@@ -142,7 +150,7 @@ def _model(tokenizer: Any, hidden: int, layers: int, seed: int) -> Any:
             "num_hidden_layers": layers,
             "num_attention_heads": heads,  # of 32: the smallest that vLLM's CPU kernels take
             "num_key_value_heads": heads // 2,
-            "max_position_embeddings": 4096,
+            "max_position_embeddings": window,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 6, 6]},
             "bos_token_id": ids["<|endoftext|>"],
             "eos_token_id": ids["<|im_end|>"],

@@ -1,0 +1,341 @@
+"""What SFT and reinforcement share around a trainer of transformers: figures, checkpoints, faults, and going on.
+
+A checkpoint takes its name only when it is whole. A loss that is no number, a full disk, too little memory and ctrl-C
+end a run with a clear error and leave its last checkpoint. It knows no loss and no reward.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from guardrail_vl.engines._checkpoint import GUARD_JSON
+from guardrail_vl.errors import ConfigurationError, EngineUnavailableError, GuardrailError, MissingDependencyError
+from guardrail_vl.training._encoding import Encoder
+from guardrail_vl.training._output import Output, Step, digest_of_model, digest_of_turns
+from guardrail_vl.training._whole import whole_folder
+
+try:
+    import safetensors
+    import torch
+    import transformers
+    from transformers.utils.hub import cached_file
+
+    from guardrail_vl.engines import transformers as serving
+except ImportError as error:
+    raise MissingDependencyError(
+        error.name or "transformers", extra="train", needed_for="guardrail_vl.training"
+    ) from error
+
+__all__ = ["Output", "Recorder", "Step", "digest_of_model", "digest_of_turns", "explained", "shared_arguments", "train"]
+
+hf: Any = transformers
+"""Only partly typed."""
+
+STAGED: Final = ".staged"
+"""Where a trainer writes a checkpoint, hidden, before it is whole."""
+_READING: Final = (
+    "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*", "*.model",
+    "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "LICENSE*",
+)  # fmt: skip
+"""Files of a checkpoint that training does not change."""
+_MUST_BE_NUMBERS: Final = ("loss", "grad_norm", "eval_loss")
+
+
+class Recorder(hf.TrainerCallback):  # type: ignore[misc]
+    """Logs, reports progress, makes checkpoints whole, and stops a run that has lost its way.
+
+    Args:
+        output: Where to.
+        progress: Called with each logged step, in the main process.
+    """
+
+    def __init__(self, output: Output, progress: Callable[[Step], object] | None = None) -> None:
+        self.output = output
+        self.progress = progress
+        self.interrupted = False
+        """Set by ctrl-C: a checkpoint is kept at the end of the running step, and training ends."""
+
+        self.restored: Path | None = None
+        """The checkpoint whose weights the model is to have when training begins."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Load the weights of the checkpoint that the run goes on from, and make sure that all are there.
+
+        The Trainer of transformers 5.23 does not: it saves Qwen2.5-VL under the names of older versions, looks for them
+        under the newer ones, finds none, and goes on from the weights that it was made with.
+        """
+        if self.restored is not None:
+            whole = type(model).from_pretrained(self.restored, dtype=model.dtype)
+            model.load_state_dict(whole.state_dict())
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        """Ask for what has to happen at this step."""
+        if state.global_step >= state.max_steps:
+            # The model itself is saved next; and transformers takes a step too many from a checkpoint at the end.
+            control.should_save = False
+        elif self.interrupted:
+            control.should_save = control.should_training_stop = True
+        # Logged first, so that weights that a NaN has spoilt are never saved.
+        control.should_log = control.should_log or control.should_save
+        return control
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Write the figures down and look at them."""
+        if not logs or "train_runtime" in logs:
+            return
+        values = {name: float(value) for name, value in logs.items() if isinstance(value, int | float)}
+        if state.is_world_process_zero:
+            step = Step(self.output.stage, state.global_step, state.max_steps, values)
+            self.output.log(step)
+            if self.progress is not None:
+                self.progress(step)
+        wrong = [name for name in _MUST_BE_NUMBERS if not math.isfinite(values.get(name, 0.0))]
+        if wrong:
+            raise _lost(" and ".join(wrong), state.global_step)
+
+    def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Give the checkpoint its name, and drop the one before."""
+        _check_finite(model.named_parameters(), state.global_step)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.barrier()  # every process has written its part
+        if not state.is_world_process_zero:
+            return
+        name = f"checkpoint-{state.global_step}"
+        staged, kept = Path(args.output_dir) / name, self.output.checkpoints / name
+        if not kept.exists():
+            with whole_folder(kept) as place:
+                place.rmdir()
+                os.replace(staged, place)
+        for older in self.output.checkpoints.glob("checkpoint-*"):
+            if older != kept:
+                _remove(older)
+
+
+def _lost(what: str, step: int) -> ConfigurationError:
+    return ConfigurationError(
+        f"At step {step} {what} became not a number, so training was stopped.",
+        hint="Lower the learning rate, or compute in float32; then start again in another folder.",
+    )
+
+
+def _check_finite(named: Iterable[tuple[str, Any]], step: int) -> None:
+    for name, tensor in named:
+        if not torch.isfinite(tensor).all():
+            raise _lost(name, step)
+
+
+def shared_arguments(output: Output, *, save_steps: int) -> dict[str, Any]:
+    """Arguments of every trainer: where it saves, and that it reports to us alone.
+
+    Args:
+        output: The stage's folder.
+        save_steps: Steps from one checkpoint to the next; 0: none but on ctrl-C.
+    """
+    return {
+        "output_dir": str(output.checkpoints / STAGED),
+        "save_strategy": "steps" if save_steps else "no",
+        "save_steps": save_steps or 500,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "push_to_hub": False,
+        # It would replace a NaN by the mean of the steps before, and nobody would know.
+        "logging_nan_inf_filter": False,
+        "remove_unused_columns": False,
+    }
+
+
+def activation_arguments(kind: Any, wanted: bool) -> dict[str, Any]:
+    """Whether activations are computed twice instead of kept, by the name that this version of transformers has for it.
+
+    Args:
+        kind: The class of arguments.
+        wanted: Whether.
+    """
+    prefix = "activation" if "activation_checkpointing" in kind.__dataclass_fields__ else "gradient"
+    if not wanted:
+        return {f"{prefix}_checkpointing": False}
+    return {f"{prefix}_checkpointing": True, f"{prefix}_checkpointing_kwargs": {"use_reentrant": False}}
+
+
+def train(trainer: Any, recorder: Recorder) -> None:
+    """Train to the end, from the newest checkpoint if there is one.
+
+    Args:
+        trainer: Made with `shared_arguments`.
+        recorder: Of the same output.
+
+    Raises:
+        ConfigurationError: The loss is not a number, or something can't be written.
+        EngineUnavailableError: There is not enough memory.
+        KeyboardInterrupt: Ctrl-C; says how to go on.
+    """
+    output = recorder.output
+    trainer.remove_callback(hf.PrinterCallback)
+    trainer.add_callback(recorder)
+    newest = newest_checkpoint(output)
+    if trainer.is_world_process_zero():
+        output.rewind(0 if newest is None else int(newest.name.rpartition("-")[2]))
+        _remove(output.checkpoints / STAGED)
+    network = trainer.accelerator.unwrap_model(trainer.model)
+    if not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled or hasattr(network, "peft_config")):
+        recorder.restored = newest  # shards and adapters are saved and loaded under the same names
+    with explained(f"go on with {output.stage}"), _watching(recorder), _quiet():
+        trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
+    if recorder.interrupted and trainer.state.global_step < trainer.state.max_steps:
+        raise KeyboardInterrupt(
+            f"{output.stage} was stopped at step {trainer.state.global_step} of {trainer.state.max_steps}. "
+            "Its checkpoint is kept: the same command goes on from there."
+        )
+
+
+def last_logged(trainer: Any, name: str) -> float | None:
+    """The newest figure of this name, from before the run went on too; None: there is none."""
+    return next((float(logs[name]) for logs in reversed(trainer.state.log_history) if name in logs), None)
+
+
+def newest_checkpoint(output: Output) -> Path | None:
+    """The newest whole checkpoint of a stage that is not done; None: there is none."""
+    kept = output.checkpoints.glob("checkpoint-*")
+    return max(kept, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def save(trainer: Any, encoder: Encoder, source: str | Path, folder: Path) -> None:
+    """Write the trained model, whole or not at all. Every process of a run has to call it.
+
+    Args:
+        trainer: After training.
+        encoder: Of the checkpoint it began with.
+        source: That checkpoint, whose tokenizer and picture settings are copied as they are.
+        folder: Where to. An adapter alone, if LoRA was trained.
+
+    Raises:
+        ConfigurationError: It can't be written.
+    """
+    # Gathered by all, where the weights are in shards.
+    state = trainer.accelerator.get_state_dict(trainer.model)
+    if not trainer.is_world_process_zero():
+        return
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    adapter = hasattr(model, "peft_config")
+    if not adapter:
+        # As it was stored before: what was trained in float32 is not served so.
+        dtype = encoder.config.dtype or torch.float32
+        state = {
+            name: tensor.to("cpu", dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()
+        }
+    _check_finite(((n, t) for n, t in state.items() if t.is_floating_point()), trainer.state.global_step)
+    if folder.exists():
+        _remove(folder)
+    with explained(f"save {folder.name}"), whole_folder(folder) as place:
+        model.save_pretrained(place, state_dict=state)
+        if not adapter:
+            model.config.dtype = dtype  # not the one that it was trained in, which has just been written
+            model.config.save_pretrained(place)
+        _copy_reading(source, place)
+        told = {"format": encoder.format.id, "golden": encoder.format.golden}
+        (place / GUARD_JSON).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+
+
+def _copy_reading(source: str | Path, place: Path) -> None:
+    """Copy what reads prompts: the files themselves, because saving them again may change them."""
+    # A hub id is in the cache by now.
+    folder = Path(source) if Path(source).is_dir() else Path(cached_file(str(source), "config.json")).parent
+    for pattern in _READING:
+        for file in folder.glob(pattern):
+            shutil.copyfile(file, place / file.name)
+
+
+@contextlib.contextmanager
+def explained(doing: str) -> Iterator[None]:
+    """Turn what torch and transformers raise for want of memory or disk into errors of ours.
+
+    Args:
+        doing: Such as `go on with sft`, for the message.
+
+    Raises:
+        EngineUnavailableError: There is not enough memory.
+        ConfigurationError: Something can't be written.
+    """
+    try:
+        yield
+    except GuardrailError:
+        raise
+    except Exception as error:
+        if serving._is_out_of_memory(error):
+            raise EngineUnavailableError(
+                f"There is not enough memory to {doing}.",
+                hint="Use a smaller batch_size with more accumulation, activation_checkpointing, a smaller max_length, "
+                "or LoRA.",
+            ) from error
+        why = _unwritten(error)
+        if why is None:
+            raise
+        raise ConfigurationError(
+            f"There is no way to {doing}: a file can't be written ({why}).",
+            hint="The last whole checkpoint is kept: make room, and the same command goes on from there.",
+        ) from error
+
+
+def _unwritten(error: Exception) -> str | None:
+    """Why a file could not be written, if that is what happened."""
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    text = str(error)
+    if isinstance(error, safetensors.SafetensorError) and "os error" in text:
+        return text.partition("I/O error: ")[2] or text
+    # What torch.save says. It does not say why.
+    return "the disk may be full" if "PytorchStreamWriter" in text or "inline_container" in text else None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Drop what transformers says of the names that `Recorder.on_train_begin` makes good."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith(("There were missing keys", "There were unexpected keys"))
+
+    logger = logging.getLogger("transformers.trainer")
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
+
+
+@contextlib.contextmanager
+def _watching(recorder: Recorder) -> Iterator[None]:
+    """Ctrl-C ends training at the end of a step; a second one ends it at once."""
+    if threading.current_thread() is not threading.main_thread() or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        yield  # several processes would stop at unlike steps, and wait for one another for ever
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def ask(number: int, frame: Any) -> None:
+        if recorder.interrupted:
+            raise KeyboardInterrupt
+        recorder.interrupted = True
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder. Under another name, so that what is half removed is never taken for whole."""
+    if folder.exists():
+        going = folder.with_name(f".{folder.name}.gone")
+        shutil.rmtree(going, ignore_errors=True)
+        os.replace(folder, going)
+        shutil.rmtree(going, ignore_errors=True)

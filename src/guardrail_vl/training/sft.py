@@ -1,0 +1,319 @@
+"""Supervised fine-tuning on reasoning (R-SFT): a guard learns to write each turn's target, loss on the target alone.
+
+GuardReasoner-VL's first stage (arXiv 2505.11049, section 2.2 and A.5.2). Built on the Trainer of transformers: its
+collator, its loss function and its callbacks are public seams, and that is all that is needed. TRL's SFTTrainer would
+render and tokenise once more in a way of its own, and then the ids would not be those that serving sends. It knows no
+reward and no other stage.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, Self
+
+from pydantic import BaseModel, Field, model_validator
+
+from guardrail_vl._value import Value
+from guardrail_vl.errors import MissingDependencyError
+from guardrail_vl.training._encoding import Encoder
+from guardrail_vl.training._trainer import (
+    Output,
+    Recorder,
+    Step,
+    activation_arguments,
+    digest_of_model,
+    digest_of_turns,
+    explained,
+    hf,
+    last_logged,
+    save,
+    shared_arguments,
+    train,
+)
+from guardrail_vl.training.turns import LabeledTurn
+
+try:
+    import torch
+    from accelerate import PartialState
+
+    from guardrail_vl.engines import transformers as serving
+    from guardrail_vl.training._memory import check_fits, need
+    from guardrail_vl.training._tuning import Collator, Prepared, Rows, Trainer, prepare
+except ImportError as error:
+    raise MissingDependencyError(
+        error.name or "torch", extra="train", needed_for="guardrail_vl.training.sft"
+    ) from error
+
+STAGE: Final = "sft"
+TARGETS: Final = r"(?!.*visual).*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+"""All linear layers of the text model, and none of the vision tower, which vLLM can't adapt."""
+
+
+class LoRAConfig(BaseModel, frozen=True, extra="forbid"):
+    """Low-rank adapters instead of the weights themselves (arXiv 2106.09685)."""
+
+    rank: int = Field(default=16, ge=1)
+    """Of each adapter."""
+    alpha: int = Field(default=32, ge=1)
+    """Adapters count `alpha / rank` times."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of an adapter's inputs that are left out in training."""
+    targets: str = TARGETS
+    """Regular expression that the whole name of an adapted layer follows."""
+
+
+class SFTConfig(BaseModel, frozen=True, extra="forbid"):
+    """How to fine-tune. The defaults are the paper's (A.5.2): 192 turns a step on 4 GPUs."""
+
+    learning_rate: float = Field(default=5e-5, gt=0)
+    """Its highest; it falls to 0 along a cosine."""
+    warm_up: int = Field(default=0, ge=0)
+    """Steps in which it rises."""
+    epochs: float = Field(default=3.0, gt=0)
+    """How often each turn is seen."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Steps instead of `epochs`."""
+    batch_size: int = Field(default=6, ge=1)
+    """Turns that one device takes at once."""
+    accumulation: int = Field(default=8, ge=1)
+    """Such batches in one step: `batch_size * accumulation * devices` turns."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Of AdamW."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Longer gradients are cut to it."""
+    max_length: int = Field(default=2048, ge=1)
+    """Tokens of a turn with its target, pictures included. Longer ones are unfit: nothing is ever cut."""
+    seed: int = 42
+    """Of the order, the adapters and the fast share."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What is computed in. `auto`: bfloat16 where the device computes in it. Weights that are trained stay in float32,
+    because steps this small are lost in bfloat16."""
+    lora: LoRAConfig | None = None
+    """None: the weights themselves are trained."""
+    train_vision: bool = False
+    """Train the vision tower too."""
+    train_projector: bool = False
+    """Train what leads from the vision tower to the text model."""
+    fast_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of turns trained with an empty think, so that `speed="fast"` is a trained behaviour. Turns without
+    reasoning come first. 1: plain SFT without reasoning."""
+    unfit: Literal["refuse", "drop"] = "refuse"
+    """What to do with turns that can't be trained on: a label missing, no reasoning and no fast share left for it, too
+    long, unreadable. `drop`: they are left out and counted."""
+    activation_checkpointing: bool = False
+    """Compute activations twice instead of keeping them: less memory, about a third slower."""
+    save_steps: int = Field(default=200, ge=0)
+    """Steps from one checkpoint to the next. 0: none, but on ctrl-C."""
+    logging_steps: int = Field(default=1, ge=1)
+    """Steps from one line of `metrics.jsonl` to the next."""
+    workers: int = Field(default=0, ge=0)
+    """Processes that prepare batches beside this one."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.lora is not None and (self.train_vision or self.train_projector):
+            raise ValueError("LoRA adapts the text model alone: train_vision and train_projector don't go with it")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class SFTResult(Value):
+    """What came of a fine-tuning."""
+
+    steps: int
+    turns: int
+    """Trained on."""
+    fast: int
+    """Of these, with an empty think."""
+    dropped: Mapping[str, int]
+    """Left out, by the reason: `labels`, `reasoning`, `length`, `content`."""
+    loss: float
+    """Of the last logged step, nats a token of the target."""
+    held_out_loss: float | None
+    """The same on the held-out turns at the end; None: there are none."""
+    parameters: int
+    trained_parameters: int
+    seconds: float
+    """Of this process: less than the whole if it went on from a checkpoint."""
+    saved: Literal["model", "adapter"]
+    """The folder in the output folder with what was trained."""
+
+
+def sft(
+    model: str | Path,
+    turns: Sequence[LabeledTurn],
+    output: str | Path,
+    *,
+    config: SFTConfig | None = None,
+    held_out: Sequence[LabeledTurn] = (),
+    format: str = "guardreasoner-vl/1",
+    progress: Callable[[Step], object] | None = None,
+) -> SFTResult:
+    """Fine-tune a model on turns. Goes on where it was stopped; returns at once where it is done.
+
+    Args:
+        model: A checkpoint folder or hub id, of a kind that `Guard` can run.
+        turns: What to train on, with labels and reasoning.
+        output: A folder for `model/` or `adapter/`, `metrics.jsonl` and `result.json`.
+        config: None: the paper's.
+        held_out: Not trained on; their loss is measured after each epoch.
+        format: Id of the prompt format to train in.
+        progress: Called with each logged step.
+
+    Raises:
+        ConfigurationError: Turns that can't be trained on, a folder of another run, a loss that is not a number, or
+            something can't be written.
+        EngineUnavailableError: It can't fit into memory, or did not.
+        KeyboardInterrupt: Ctrl-C; its message says how to go on.
+    """
+    config = config or SFTConfig()
+    begun = time.monotonic()
+    out = Output(output, STAGE, _inputs(model, turns, held_out, config, format))
+    done = out.begin(SFTResult, write=PartialState().is_main_process)
+    if done is not None:
+        return done
+    encoder = Encoder(model, format)
+    trained = _prepared(encoder, turns, config)
+    measured = _prepared(encoder, held_out, config) if held_out else None
+    arguments = _arguments(out, config, evaluates=measured is not None)
+    check_memory(encoder, config)
+    with explained("load the model"):
+        network = load_network(model, encoder, config)
+    trainer = Trainer(
+        model=network,
+        args=arguments,
+        data_collator=Collator(encoder, mean_weight=trained.mean_weight),
+        train_dataset=Rows(encoder, trained.examples),
+        eval_dataset=Rows(encoder, measured.examples) if measured else None,
+    )
+    trainer.share_pictures(encoder)
+    recorder = Recorder(out, progress)
+    train(trainer, recorder)
+    saved: Literal["model", "adapter"] = "adapter" if config.lora else "model"
+    save(trainer, encoder, model, out.folder / saved)
+    result = SFTResult(
+        steps=trainer.state.global_step,
+        turns=len(trained.examples),
+        fast=trained.fast,
+        dropped=trained.dropped,
+        loss=last_logged(trainer, "loss") or 0.0,
+        held_out_loss=last_logged(trainer, "eval_loss"),
+        parameters=sum(p.numel() for p in network.parameters()),
+        trained_parameters=sum(p.numel() for p in network.parameters() if p.requires_grad),
+        seconds=time.monotonic() - begun,
+        saved=saved,
+    )
+    if trainer.is_world_process_zero():
+        out.finish(result)
+    if recorder.interrupted:
+        raise KeyboardInterrupt("sft was stopped when it had just ended: its result is kept.")
+    return result
+
+
+def _prepared(encoder: Encoder, turns: Sequence[LabeledTurn], config: SFTConfig) -> Prepared:
+    return prepare(
+        encoder,
+        turns,
+        fast_share=config.fast_share,
+        seed=config.seed,
+        max_length=config.max_length,
+        drop=config.unfit == "drop",
+    )
+
+
+def load_network(model: str | Path, encoder: Encoder, config: SFTConfig) -> Any:
+    """The weights, with only those that are to be trained open to it."""
+    hf.set_seed(config.seed)
+    network = encoder.auto_class.from_pretrained(str(model), dtype=_stored(config))
+    if config.lora is None:
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(trains(name, config))
+        return network
+    import peft
+
+    lora = config.lora
+    with warnings.catch_warnings():
+        # PEFT asks for a property under the name that transformers is about to drop.
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        return peft.get_peft_model(
+            network,
+            peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets),
+        )
+
+
+def trains(name: str, config: SFTConfig) -> bool:
+    """Whether a parameter of this name is trained: always in the text model, by switches in the vision part."""
+    if "visual." not in name:
+        return True
+    return config.train_projector if "merger" in name else config.train_vision
+
+
+def check_memory(encoder: Encoder, config: SFTConfig) -> None:
+    """See `check_fits`."""
+    lora, stored = config.lora, _stored(config)
+    # In bfloat16 the weights are there once more, cast for the forward pass.
+    cast = 2 if stored == torch.float32 and _computed(config) == torch.bfloat16 else 0
+    wanted = need(
+        encoder,
+        lambda name: trains(name, config),
+        bytes_each=stored.itemsize + cast,
+        rank=lora.rank if lora else 0,
+        targets=lora.targets if lora else "",
+    )
+    check_fits(wanted, serving.best_device())
+
+
+def _computed(config: SFTConfig) -> torch.dtype:
+    named: torch.dtype | None = None if config.dtype == "auto" else getattr(torch, config.dtype)
+    return named or serving.best_dtype(serving.best_device())
+
+
+def _stored(config: SFTConfig) -> torch.dtype:
+    return torch.float32 if config.lora is None else _computed(config)
+
+
+def _arguments(out: Output, config: SFTConfig, *, evaluates: bool) -> Any:
+    device = serving.best_device()
+    return hf.TrainingArguments(
+        **shared_arguments(out, save_steps=config.save_steps),
+        **activation_arguments(hf.TrainingArguments, config.activation_checkpointing),
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=config.warm_up,
+        num_train_epochs=config.epochs,
+        max_steps=config.max_steps or -1,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.accumulation,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        seed=config.seed,
+        data_seed=config.seed,
+        bf16=_computed(config) == torch.bfloat16,
+        use_cpu=device == "cpu",
+        logging_steps=config.logging_steps,
+        eval_strategy="epoch" if evaluates else "no",
+        prediction_loss_only=True,
+        dataloader_num_workers=config.workers,
+        dataloader_pin_memory=device.startswith("cuda"),
+    )
+
+
+def _inputs(
+    model: str | Path,
+    turns: Sequence[LabeledTurn],
+    held_out: Sequence[LabeledTurn],
+    config: SFTConfig,
+    format: str,
+) -> dict[str, object]:
+    return {
+        "model": digest_of_model(model),
+        "turns": digest_of_turns(turns),
+        "held_out": digest_of_turns(held_out),
+        "format": format,
+        "config": config.model_dump(mode="json"),
+    }
