@@ -89,6 +89,7 @@ NEEDS: dict[str, Callable[[], str]] = {
     "evaluation": _without_evaluation,
     "langchain": _without_langchain,
     "local": lambda: _without("guardrail_vl.engines.transformers", "local"),
+    "train": lambda: _without_evaluation() or _without("trl", "train") or _without("peft", "train"),
     "vllm": _without_vllm,
     "openai>=2": _without_new_openai,
 }

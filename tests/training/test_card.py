@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guardrail_vl.engines._checkpoint import TrainedFormat, write_guard_json
@@ -38,8 +38,8 @@ MEASURED = Figures(
 
 def guard(**more: object) -> GuardFacts:
     facts = CardFacts.of(turns(60, seed=1), name="my-guard", base="Qwen/Qwen2.5-VL-3B-Instruct")
-    settings = {"format": "guardreasoner-vl/1", "golden": "0123456789abcdef", "dtype": "bfloat16", **more}
-    return GuardFacts(training=settings.pop("training", facts), **settings)  # type: ignore[arg-type]
+    told = {"format": "guardreasoner-vl/1", "golden": "0123456789abcdef", "dtype": "bfloat16", **more}
+    return GuardFacts(training=told.pop("training", facts), **told)  # type: ignore[arg-type]
 
 
 def test_turns_are_counted_by_source_modality_and_licence() -> None:
@@ -135,6 +135,7 @@ def test_what_is_not_known_is_said() -> None:
         assert words in text
 
 
+@settings(max_examples=40)
 @given(st.text(max_size=60), st.text(max_size=60))
 def test_no_name_breaks_out_of_its_place(name: str, source: str) -> None:
     whole = render(guard())

@@ -167,7 +167,7 @@ def test_a_model_for_text_alone(text_base: Path, tmp_path: Path, with_adapter: b
     lora = adapter_for(text_base, tmp_path / "lora", layers=layers, text=True) if with_adapter else None
     out = export(text_base, tmp_path / "mine", adapter=lora, card=card(), device="cpu")
     assert not read_facts(out).pictures
-    with Guard(out, device="cpu") as guard:  # random weights give no verdict, and the guard says so
+    with Guard(out, device="cpu", speed="fast") as guard:  # random weights give no verdict, and the guard says so
         assert type(guard.check_prompt("How do I bake bread?").error).__name__ == "ParseError"
     assert "text-generation" in (out / "README.md").read_text("utf-8")
 

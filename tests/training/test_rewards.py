@@ -96,7 +96,7 @@ def test_a_reward_is_finite_and_at_most_nothing(
     assert math.isfinite(earned.value)
     assert earned.value <= 0
     assert 0 <= earned.safety <= 1
-    assert earned.l_norm >= config.floor
+    assert config.floor <= earned.l_norm <= (1 if config.clamp else math.inf)
 
 
 @given(st.sampled_from([text(H, U), text(U, U), "nothing"]), st.integers(0, 20_000), st.integers(0, 20_000), in_tokens)

@@ -336,6 +336,10 @@ def test_vllm_settings_reach_the_trainer(vllm: VLLMConfig, told: dict[str, Any],
     assert {name: getattr(made, name) for name in told} == told
 
 
+def test_vllm_may_be_named_by_its_mode() -> None:
+    assert config(use_vllm="server").use_vllm == VLLMConfig(mode="server")
+
+
 def test_messages_hold_no_content(base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     secret = "xyzzy-plugh"
     turns = tuple(replace(turn, prompt=f"{turn.prompt} {secret}") for turn in TURNS[:4])

@@ -1,4 +1,4 @@
-"""The command line: `check`, `calibrate`, `doctor`, `eval`, `leakcheck`, `policy`. It decides nothing by itself.
+"""The command line: `check`, `calibrate`, `data`, `doctor`, `eval`, `leakcheck`, `policy`. It decides nothing by itself.
 
 Exit status of every command: 0 passed (allow, and annotate with a visible mark), 1 blocked or a failed example, 2 an
 error: no verdict, a wrong setting, wrong usage. 130 after Ctrl-C, 141 when the reader of our output went away.
@@ -16,6 +16,7 @@ import typer
 from guardrail_vl import __version__
 from guardrail_vl.cli.calibrate import calibrate
 from guardrail_vl.cli.check import check
+from guardrail_vl.cli.data import data_convert, data_split, data_stats, data_validate
 from guardrail_vl.cli.doctor import doctor
 from guardrail_vl.cli.door import QuietCommand, QuietGroup
 from guardrail_vl.cli.evaluation import eval_compare, eval_list, eval_parity, eval_replay, eval_report, eval_run
@@ -27,6 +28,7 @@ PROGRAM = "guardrail-vl"
 # No pretty tracebacks: they print local variables, which hold the content.
 app = typer.Typer(cls=QuietGroup, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 policy = typer.Typer(no_args_is_help=True, help="Try a policy file, and describe what one may hold.")
+data = typer.Typer(no_args_is_help=True, help="Labelled turns to train on: check, count, convert, split.")
 evaluation = typer.Typer(no_args_is_help=True, help="How well a guard judges: runs, replays, reports, comparisons.")
 
 # Extra arguments are let in so that our own message names them without repeating them: they may be the text to judge.
@@ -37,6 +39,11 @@ app.command("leakcheck")(leakcheck)
 app.add_typer(policy, name="policy")
 policy.command("test")(policy_test)
 policy.command("schema")(policy_schema)
+app.add_typer(data, name="data")
+data.command("validate")(data_validate)
+data.command("stats")(data_stats)
+data.command("convert")(data_convert)
+data.command("split")(data_split)
 app.add_typer(evaluation, name="eval")
 evaluation.command("run")(eval_run)
 evaluation.command("list")(eval_list)

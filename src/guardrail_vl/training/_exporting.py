@@ -106,11 +106,8 @@ def served(turn: LabeledTurn) -> Served:
     except ContentError as error:
         raise ContentError(f"The turn {turn.id!r} can't be exported: {error.message}", hint=error.hint) from error
     system, user = prompt.messages
-    text = _with_marks(user)
-    if text.count(IMAGE) != len(images) or IMAGE in system.text:
-        raise ContentError(f"The turn {turn.id!r} can't be exported: it says where a picture is, and there is none.")
     gold = json.dumps({"request": turn.prompt_label, "response": turn.response_label})
-    return Served(system.text, text, images, gold)
+    return Served(system.text, _with_marks(user), images, gold)
 
 
 def _with_marks(message: PromptMessage) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from guardrail_vl.errors import ConfigurationError
 from guardrail_vl.training.clip import Clip, DynamicClip
@@ -85,7 +85,7 @@ class RLConfig(BaseModel, frozen=True, extra="forbid"):
     """Whether the vision tower and the projector are trained. None: yes, as in the release, but for LoRA, which leaves
     them alone."""
     use_vllm: VLLMConfig | None = None
-    """Who makes the rollouts. None: transformers, in this process."""
+    """Who makes the rollouts. None: transformers, in this process. `colocate` or `server`: vLLM, by its defaults."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """What is computed in: see `SFTConfig.dtype`."""
     micro_batch: int = Field(default=4, ge=1)
@@ -97,6 +97,11 @@ class RLConfig(BaseModel, frozen=True, extra="forbid"):
     checkpoint_every: int = Field(default=5, ge=1)
     """Rollouts between two checkpoints. What came after the last one is done again after a kill."""
     seed: int = 0
+
+    @field_validator("use_vllm", mode="before")
+    @classmethod
+    def _named(cls, value: object) -> object:
+        return {"mode": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

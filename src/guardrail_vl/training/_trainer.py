@@ -21,13 +21,14 @@ from typing import Any, Final
 from guardrail_vl.engines._checkpoint import GUARD_JSON
 from guardrail_vl.errors import ConfigurationError, EngineUnavailableError, GuardrailError, MissingDependencyError
 from guardrail_vl.training._encoding import Encoder
-from guardrail_vl.training._output import Output, Step, digest_of_model, digest_of_turns
+from guardrail_vl.training._output import Output, R, Step, digest_of_model, digest_of_turns
 from guardrail_vl.training._whole import whole_folder
 
 try:
     import safetensors
     import torch
     import transformers
+    from accelerate import PartialState
     from transformers.utils.hub import cached_file
 
     from guardrail_vl.engines import transformers as serving
@@ -36,7 +37,17 @@ except ImportError as error:
         error.name or "transformers", extra="train", needed_for="guardrail_vl.training"
     ) from error
 
-__all__ = ["Output", "Recorder", "Step", "digest_of_model", "digest_of_turns", "explained", "shared_arguments", "train"]
+__all__ = [
+    "Output",
+    "Recorder",
+    "Step",
+    "begin",
+    "digest_of_model",
+    "digest_of_turns",
+    "explained",
+    "shared_arguments",
+    "train",
+]
 
 hf: Any = transformers
 """Only partly typed."""
@@ -119,6 +130,13 @@ class Recorder(hf.TrainerCallback):  # type: ignore[misc]
         for older in self.output.checkpoints.glob("checkpoint-*"):
             if older != kept:
                 _remove(older)
+
+
+def begin(output: Output, kind: type[R]) -> R | None:
+    """`Output.begin` for a run of several processes: the first one begins, then the others look."""
+    state = PartialState()
+    with state.main_process_first():
+        return output.begin(kind, write=state.is_main_process)
 
 
 def _lost(what: str, step: int) -> ConfigurationError:

@@ -186,9 +186,15 @@ class Trainer(hf.Trainer):  # type: ignore[misc]
         super().__init__(**arguments, compute_loss_func=self._loss)
         self._weights: Any = None
 
-    def share_pictures(self, encoder: Encoder) -> None:
-        """Where weights are in shards, let every batch pass the vision tower: a process that skips it hangs all."""
-        if encoder.sees and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+    def share_pictures(self, encoder: Encoder, *, trained: bool) -> None:
+        """Let every batch pass the vision tower where a process that skips it would hang the others.
+
+        Args:
+            encoder: Of the checkpoint.
+            trained: Whether some of the vision part is.
+        """
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if encoder.sees and (sharded or (trained and self.args.world_size > 1)):
             self.data_collator.spare = encoder.spare()
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **options: Any) -> Any:

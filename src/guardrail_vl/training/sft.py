@@ -25,6 +25,7 @@ from guardrail_vl.training._trainer import (
     Recorder,
     Step,
     activation_arguments,
+    begin,
     digest_of_model,
     digest_of_turns,
     explained,
@@ -38,7 +39,6 @@ from guardrail_vl.training.turns import LabeledTurn
 
 try:
     import torch
-    from accelerate import PartialState
 
     from guardrail_vl.engines import transformers as serving
     from guardrail_vl.training._memory import check_fits, need
@@ -173,7 +173,7 @@ def sft(
     config = config or SFTConfig()
     begun = time.monotonic()
     out = Output(output, STAGE, _inputs(model, turns, held_out, config, format))
-    done = out.begin(SFTResult, write=PartialState().is_main_process)
+    done = begin(out, SFTResult)
     if done is not None:
         return done
     encoder = Encoder(model, format)
@@ -190,7 +190,7 @@ def sft(
         train_dataset=Rows(encoder, trained.examples),
         eval_dataset=Rows(encoder, measured.examples) if measured else None,
     )
-    trainer.share_pictures(encoder)
+    trainer.share_pictures(encoder, trained=config.train_vision or config.train_projector)
     recorder = Recorder(out, progress)
     train(trainer, recorder)
     saved: Literal["model", "adapter"] = "adapter" if config.lora else "model"
@@ -296,6 +296,7 @@ def _arguments(out: Output, config: SFTConfig, *, evaluates: bool) -> Any:
         bf16=_computed(config) == torch.bfloat16,
         use_cpu=device == "cpu",
         logging_steps=config.logging_steps,
+        ddp_find_unused_parameters=False,  # see Trainer.share_pictures
         eval_strategy="epoch" if evaluates else "no",
         prediction_loss_only=True,
         dataloader_num_workers=config.workers,
