@@ -1,4 +1,7 @@
-"""A run of `sft` in a process of its own: `python -m tests.training.killed MODEL OUTPUT`. Says each step that it takes."""
+"""A run of `sft` in a process of its own, or in several: `python -m tests.training.killed MODEL OUTPUT [STEPS]`.
+
+It says each step that it takes.
+"""
 
 from __future__ import annotations
 
@@ -21,4 +24,5 @@ def say(step: Step) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    sft(sys.argv[1], TURNS, sys.argv[2], config=CONFIG, progress=say)
+    steps = int(sys.argv[3]) if len(sys.argv) > 3 else None
+    sft(sys.argv[1], TURNS, sys.argv[2], config=CONFIG.model_copy(update={"max_steps": steps}), progress=say)

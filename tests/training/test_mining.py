@@ -27,7 +27,7 @@ from guardrail_vl.training.turns import LabeledTurn
 from guardrail_vl.verdict import Label
 
 H, U = Label.HARMFUL, Label.UNHARMFUL
-HOT = 3.0
+HOT = 2.0
 TURNS = synthetic.turns(24, seed=11)
 
 
@@ -305,7 +305,7 @@ def test_bad_input_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"samples": 0}, {"temperature": -1}, {"temperature": math.nan}, {"top_p": 0}, {"limit": 0}, {"rule": "any"}],
+    [{"samples": 0}, {"temperature": 2.1}, {"temperature": math.nan}, {"top_p": 0}, {"limit": 0}, {"rule": "any"}],
 )
 def test_a_wrong_config_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):

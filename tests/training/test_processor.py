@@ -26,7 +26,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
 def test_a_padded_mixed_batch_is_what_the_encoder_makes(encoder: Encoder) -> None:
     """Ids, pixels, and above all the marks of pictures, which a wrong padding side would shift."""
     processor = load_processor(encoder)
-    given = [turn for kind in ("text", "image", "text-image") for turn in synthetic.turns(2, seed=5, kind=kind)]  # type: ignore[arg-type]
+    given = [turn for kind in ("text", "image", "text-image") for turn in synthetic.turns(2, seed=5, kind=kind)]
     messages: list[Any] = []
     for turn in given:
         prompt = encoder.prompt(turn)

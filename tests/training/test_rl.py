@@ -148,6 +148,35 @@ def test_after_kill_9_it_ends_as_if_nothing_had_happened(
         torch.testing.assert_close(resumed[name], weight, rtol=0, atol=0)
 
 
+_TOGETHER = """
+import sys
+import torch
+from guardrail_vl.training.rl import rl
+from tests.training.test_rl import TURNS, config
+torch.set_num_threads(1)
+rl(sys.argv[1], TURNS, sys.argv[2], config=config(rollouts=2))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="gloo over loopback")
+def test_two_processes_train_together(base: Path, tmp_path: Path) -> None:
+    script, output = tmp_path / "together.py", tmp_path / "out"
+    script.write_text(_TOGETHER)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    ended = subprocess.run(
+        [*launch, str(base), str(output)],
+        capture_output=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+    )
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    told = lines(output)
+    assert [line["step"] for line in told] == [1, 2, 3, 4]
+    assert all(0 < line["clipped"] < 1 for line in told[1::2])
+    assert json.loads((output / "result.json").read_text())["rollouts"] == 2
+    assert weights(output / "model").keys() == weights(base).keys()
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_ctrl_c_ends_it_after_the_rollout(base: Path, done: tuple[Path, Any, list[Step]], tmp_path: Path) -> None:
     output = tmp_path / "out"
@@ -210,8 +239,10 @@ def test_several_passes_iterations_and_leftovers(base: Path, tmp_path: Path) -> 
     assert result.clipped > 0
 
 
-def test_with_a_divergence(base: Path, tmp_path: Path) -> None:
-    rl(base, TURNS, tmp_path / "out", config=config(kl=0.1, rollouts=1))
+@pytest.mark.parametrize("lora", [None, LoRAConfig(rank=4, alpha=8)])
+def test_with_a_divergence(lora: LoRAConfig | None, base: Path, tmp_path: Path) -> None:
+    result = rl(base, TURNS, tmp_path / "out", config=config(kl=0.1, rollouts=1, lora=lora))
+    assert not [path for path in (tmp_path / "out" / result.saved).iterdir() if path.is_dir()]
     told = lines(tmp_path / "out")
     assert told[0]["kl"] == pytest.approx(0, abs=1e-5)
     assert told[1]["kl"] > 0

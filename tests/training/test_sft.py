@@ -108,8 +108,10 @@ def test_a_text_model_learns_too(tmp_path: Path) -> None:
     steps: list[Step] = []
     sft(folder, turns, tmp_path / "out", config=config, progress=steps.append)
     assert steps[-1].values["loss"] < steps[0].values["loss"] - 1
-    with Guard(tmp_path / "out" / "model", dtype="float32", deadline=60) as guard:
-        assert guard.check_prompt("How do I wash the car?") is not None
+    with Guard(tmp_path / "out" / "model", dtype="float32") as guard:
+        told = guard.engine.trained_format
+    assert told is not None
+    assert told.format == "guardreasoner-vl/1"
     with pytest.raises(ConfigurationError, match=r"Can't be shown to the model.*: \d"):
         sft(folder, MIXED, tmp_path / "other", config=config)
 

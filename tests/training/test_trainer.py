@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from guardrail_vl._value import Value
 from guardrail_vl.errors import ConfigurationError, EngineUnavailableError
 from guardrail_vl.training import synthetic, tiny
 from guardrail_vl.training._encoding import Encoder
-from guardrail_vl.training._memory import check_fits, need
+from guardrail_vl.training._memory import Need, check_fits, need
 from guardrail_vl.training._trainer import Output, Step, digest_of_model, digest_of_turns, explained
 from guardrail_vl.training.sft import TARGETS, LoRAConfig, SFTConfig, sft, trains
 from tests.training.killed import CONFIG, TURNS
@@ -141,16 +141,16 @@ def test_digests_follow_what_is_in(base: Path, tmp_path: Path) -> None:
 # --- killed, interrupted, and going on ---------------------------------------------------------------------------------
 
 
-def in_a_process(base: Path, output: Path) -> subprocess.Popen[str]:
+def in_a_process(base: Path, output: Path, *more: str, launcher: Sequence[str] = ()) -> subprocess.Popen[str]:
     root = Path(__file__).parents[2]
     places = os.pathsep.join([str(root / "src"), str(root)])
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.training.killed", str(base), str(output)],
+        [sys.executable, *launcher, "-m", "tests.training.killed", str(base), str(output), *more],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
         cwd=root,
-        env={**os.environ, "PYTHONPATH": places, "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "PYTHONPATH": places, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
     )
 
 
@@ -217,6 +217,20 @@ def test_a_run_that_is_done_is_returned_at_once(base: Path, uninterrupted: Path)
     assert again.steps == 9
     assert again.dropped == {}
     assert (uninterrupted / "model" / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_two_processes_take_the_step_that_one_takes(base: Path, tmp_path: Path) -> None:
+    """The same turns in the same step, over two processes or accumulated in one: the same loss, gradient and model."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    process = in_a_process(base, tmp_path / "two", "1", launcher=launcher)
+    out, _ = process.communicate(timeout=150)
+    assert (process.returncode, out) == (0, "step 1\n")  # one of the two reports
+    sft(base, TURNS, tmp_path / "one", config=CONFIG.model_copy(update={"max_steps": 1, "accumulation": 4}))
+    one, two = (json.loads((tmp_path / name / "metrics.jsonl").read_text()) for name in ("one", "two"))
+    assert two["loss"] == pytest.approx(one["loss"], abs=1e-5)
+    assert two["grad_norm"] == pytest.approx(one["grad_norm"], abs=1e-4)
+    assert weights(tmp_path / "one" / "model").keys() == weights(tmp_path / "two" / "model").keys()
+    assert [path.name for path in (tmp_path / "two").iterdir() if path.name.startswith(".")] == []
 
 
 # --- faults ------------------------------------------------------------------------------------------------------------
@@ -302,6 +316,31 @@ def test_what_can_t_fit_is_refused_before_it_is_loaded(huge: Path, tmp_path: Pat
         check_fits(adapters, "cpu")
 
 
+@pytest.mark.parametrize(
+    ("told", "share"),
+    [
+        ({}, 16),
+        ({"ACCELERATE_USE_FSDP": "true"}, 4),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_OFFLOAD_PARAMS": "true"}, 0),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "0"}, 16),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"}, 10),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}, 7),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, 4),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}, 0),
+    ],
+)
+def test_shards_share_what_is_kept(monkeypatch: pytest.MonkeyPatch, told: dict[str, str], share: int) -> None:
+    """Weights 4, gradients 4, optimizer 8 TiB, over four processes."""
+    for name, value in {"WORLD_SIZE": "4", **told}.items():
+        monkeypatch.setenv(name, value)
+    wanted = Need(parameters=2**40, trained=2**40, weights=4 * 2**40, gradients=4 * 2**40, optimizer=8 * 2**40)
+    if share:
+        with pytest.raises(EngineUnavailableError, match=rf"at least {share * 1024}\.0 GiB"):
+            check_fits(wanted, "cpu")
+    else:
+        check_fits(wanted, "cpu")
+
+
 @pytest.mark.parametrize("lora", [None, LoRAConfig(rank=4)])
 @pytest.mark.parametrize("vision", [False, True])
 def test_what_is_counted_beforehand_is_what_is_trained(
@@ -323,5 +362,5 @@ def test_the_model_keeps_its_reading_and_says_its_format(base: Path, uninterrupt
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "preprocessor_config.json"):
         assert (uninterrupted / "model" / name).read_bytes() == (base / name).read_bytes()
     with Guard(uninterrupted / "model", dtype="float32") as guard:
-        assert guard.engine.trained_format is not None  # type: ignore[attr-defined]
-        assert guard.engine.trained_format.format == "guardreasoner-vl/1"  # type: ignore[attr-defined]
+        assert guard.engine.trained_format is not None
+        assert guard.engine.trained_format.format == "guardreasoner-vl/1"

@@ -65,9 +65,9 @@ def train_run(
     except KeyboardInterrupt:
         typer.echo(f"What was done is kept in {output}: the same command goes on from there.", err=True)
         raise
-    if json:
+    if json and runs.is_first():
         print_line(_value(done))
-    else:
+    elif runs.is_first():
         _show(done, output)
     return BLOCKED if done.passed is False else PASSED
 
@@ -141,7 +141,9 @@ def _show(run: TrainingRun, folder: Path) -> None:
         for reason in reasons if isinstance(reasons, list) else []:
             say(f"The gate: {reason}")
     if run.passed is not None:
-        say("The gate passed." if run.passed else "The gate did not pass: the new guard should not replace the old one.")
+        say(
+            "The gate passed." if run.passed else "The gate did not pass: the new guard should not replace the old one."
+        )
     if run.done and (folder / "model").is_dir():
         say(f"The guard: Guard({str(folder / 'model')!r})")
 

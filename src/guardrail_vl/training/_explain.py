@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import types
 import typing
 from collections.abc import Hashable, Iterator
 from pathlib import Path
@@ -83,7 +82,8 @@ def path_of(loc: tuple[int | str, ...]) -> str:
 def _allowed(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
     known = list(_owner(loc[:-1], model).model_fields)
     close = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.6)
-    return f", did you mean {close[0]!r}?" if close else f" (allowed: {', '.join(known)})"
+    guess = f", did you mean {close[0]!r}?" if close else ""
+    return f"{guess} (allowed: {', '.join(known)})"
 
 
 def _owner(loc: tuple[int | str, ...], model: type[BaseModel]) -> type[BaseModel]:
@@ -96,9 +96,8 @@ def _owner(loc: tuple[int | str, ...], model: type[BaseModel]) -> type[BaseModel
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
-        if issubclass(annotation, BaseModel):
-            yield annotation
-        return
-    for part in typing.get_args(annotation):
+    parts = typing.get_args(annotation)
+    if not parts and isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in parts:
         yield from _models(part)

@@ -91,6 +91,12 @@ class Trainer(_trl.GRPOTrainer):  # type: ignore[misc]  # untyped
         if self._rows.encoder.sees and (always or self.is_fsdp_enabled or self.is_deepspeed_enabled):
             self._spare = self._rows.encoder.spare()
 
+    def forget_reference(self) -> None:
+        """Drop the copy of the adapter that the divergence was taken from: it is not to be saved."""
+        network = self.accelerator.unwrap_model(self.model)
+        if "ref" in getattr(network, "peft_config", {}):
+            network.delete_adapter("ref")
+
     # --- prompts -----------------------------------------------------------------------------------------------------
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:

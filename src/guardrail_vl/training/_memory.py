@@ -6,6 +6,7 @@ top and are not known, so what passes here may still not fit.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +19,6 @@ try:
     import psutil
     import torch
     from accelerate import init_empty_weights
-    from accelerate.state import AcceleratorState, DistributedType
 except ImportError as error:
     raise MissingDependencyError(
         error.name or "accelerate", extra="train", needed_for="guardrail_vl.training"
@@ -113,16 +113,17 @@ def check_fits(wanted: Need, device: str) -> None:
 
 
 def _share(wanted: Need) -> float:
-    """Bytes that one process holds: all of it, unless accelerate was started to shard it."""
-    state = AcceleratorState._shared_state
-    kind, several = state.get("distributed_type"), max(1, state.get("num_processes", 1))
-    if kind == DistributedType.FSDP:
-        return wanted.total / several
-    if kind == DistributedType.DEEPSPEED:
-        plugin: Any = AcceleratorState().deepspeed_plugin
-        stage = plugin.zero_stage
-        if plugin.offload_optimizer_device not in (None, "none") or plugin.offload_param_device not in (None, "none"):
+    """Bytes that one process holds: all of it, unless `accelerate launch` says that it will be in shards."""
+    told = os.environ
+    several = int(told.get("WORLD_SIZE", "1"))
+    if told.get("ACCELERATE_USE_FSDP") == "true":
+        return 0.0 if told.get("FSDP_OFFLOAD_PARAMS") == "true" else wanted.total / several
+    if told.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        moved = (told.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{part}_DEVICE", "none") for part in ("OPTIMIZER", "PARAM"))
+        if any(place != "none" for place in moved):
             return 0.0  # in the CPU's memory, or on its disk: not the device's
+        # A config file of DeepSpeed's own is not read: then the most is hoped for.
+        stage = int(told.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3"))
         parts = ((wanted.optimizer, 1), (wanted.gradients, 2), (wanted.weights, 3))
         return sum(size / several if stage >= since else size for size, since in parts)
     return wanted.total

@@ -134,7 +134,7 @@ class Recorder(hf.TrainerCallback):  # type: ignore[misc]
 
 def begin(output: Output, kind: type[R]) -> R | None:
     """`Output.begin` for a run of several processes: the first one begins, then the others look."""
-    state = PartialState()
+    state = PartialState(cpu=serving.best_device() == "cpu")  # without it, processes on CPUs don't find each other
     with state.main_process_first():
         return output.begin(kind, write=state.is_main_process)
 
@@ -266,8 +266,9 @@ def save(trainer: Any, encoder: Encoder, source: str | Path, folder: Path) -> No
 
 def _copy_reading(source: str | Path, place: Path) -> None:
     """Copy what reads prompts: the files themselves, because saving them again may change them."""
-    # A hub id is in the cache by now.
-    folder = Path(source) if Path(source).is_dir() else Path(cached_file(str(source), "config.json")).parent
+    folder = Path(source)
+    if not folder.is_dir():  # a hub id, which is in the cache by now
+        folder = Path(cached_file(str(source), "config.json") or "").parent
     for pattern in _READING:
         for file in folder.glob(pattern):
             shutil.copyfile(file, place / file.name)

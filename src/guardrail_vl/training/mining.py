@@ -25,7 +25,15 @@ from guardrail_vl.training import dataset
 from guardrail_vl.training._output import Output, Step, digest_of_model, digest_of_turns
 from guardrail_vl.training._samples import SAMPLES, SampleLog, SampleRecord, Tally, read_samples
 from guardrail_vl.training._whole import write_whole, written
-from guardrail_vl.training.sampling import Kind, Sample, Sampler, kind_for, open_sampler, reasoning_format
+from guardrail_vl.training.sampling import (
+    MAX_TEMPERATURE,
+    Kind,
+    Sample,
+    Sampler,
+    kind_for,
+    open_sampler,
+    reasoning_format,
+)  # fmt: skip
 from guardrail_vl.training.turns import LabeledTurn
 from guardrail_vl.verdict import Label, Stage
 
@@ -40,7 +48,7 @@ class MiningConfig(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=
 
     samples: int = Field(default=4, ge=1)
     """Answers to each turn."""
-    temperature: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    temperature: float = Field(default=1.0, ge=0, le=MAX_TEMPERATURE)
     """Logits are divided by it. 0: always the likeliest token, so more than one sample tells nothing more."""
     top_p: float = Field(default=0.95, gt=0, le=1)
     """Only the likeliest tokens that together have at least this probability."""
@@ -387,13 +395,5 @@ def _finish(
 
 
 __all__ = [
-    "TURNS",
-    "MiningConfig",
-    "MiningFigures",
-    "MiningResult",
-    "SampleRecord",
-    "Tally",
-    "choose",
-    "mine",
-    "read_samples",
-]
+    "TURNS", "MiningConfig", "MiningFigures", "MiningResult", "SampleRecord", "Tally", "choose", "mine", "read_samples",
+]  # fmt: skip

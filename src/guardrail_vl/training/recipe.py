@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, PrivateAttr, ValidationError, model_validator
 
 from guardrail_vl.errors import ConfigurationError
 from guardrail_vl.policy import Policy
 from guardrail_vl.prompt_format import get_format
 from guardrail_vl.training._explain import explained, read_yaml
+from guardrail_vl.training._layouts import Layout
 from guardrail_vl.training._rl_config import RLConfig
 from guardrail_vl.training._teacher import Teacher
 from guardrail_vl.training.concat import ConcatConfig
@@ -96,7 +97,7 @@ class DataFile(_Section):
 
     file: str
     """Relative to the recipe."""
-    layout: str | None = None
+    layout: Layout | None = None
     """See `guardrail_vl.training.dataset`. None: seen from the file."""
 
     @model_validator(mode="before")
@@ -279,7 +280,8 @@ class Recipe(_Section):
 
     def with_whole_paths(self) -> dict[str, Any]:
         """The keys and values of a file that says the same, wherever it lies."""
-        told: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)
+        dumped = self.model_dump(mode="json")
+        told = {key: value for key, value in dumped.items() if value is not None}
         for group in ("train", "held_out"):
             for one in told["data"][group]:
                 one["file"] = str(self.path(one["file"]).resolve())
@@ -306,7 +308,7 @@ class Recipe(_Section):
             )
         self.house_policy  # noqa: B018 - reading it is the check
 
-    def conditions(self) -> dict[str, object]:
+    def conditions(self) -> dict[str, JsonValue]:
         """All that decides what comes out, flat, by the path of its key; files by the hash of what is in them.
 
         Raises:
@@ -358,7 +360,7 @@ def _hash_of_folder(folder: Path) -> str:
     return state.hexdigest()[:12]
 
 
-def _flat(value: object, path: str = "") -> dict[str, object]:
+def _flat(value: Any, path: str = "") -> dict[str, JsonValue]:
     if isinstance(value, Mapping) and value:
         parts = [_flat(part, f"{path}.{key}".lstrip(".")) for key, part in value.items()]
     elif isinstance(value, Sequence) and not isinstance(value, str) and value:

@@ -129,17 +129,10 @@ def rl(
     """
     config = config or RLConfig()
     plan = _plan(len(turns), config)
-    place = Output(
-        output,
-        STAGE,
-        {
-            "config": config.model_dump(mode="json"),
-            "format": format,
-            "turns": digest_of_turns(turns),
-            "model": digest_of_model(model),
-        },
-    )
-    done = place.begin(RLResult, write=_PartialState().is_main_process)
+    place = Output(output, STAGE, _inputs(model, turns, config, format))
+    processes = _PartialState(cpu=serving.best_device() == "cpu")
+    with processes.main_process_first():  # the others find what it wrote
+        done = place.begin(RLResult, write=processes.is_main_process)
     if done is not None:
         return done
     encoder = Encoder(model, format)
@@ -153,11 +146,22 @@ def rl(
     recorder = _Recorder(place, progress, config.updates_per_rollout)
     train(trainer, recorder)
     saved: Literal["model", "adapter"] = "adapter" if config.lora else "model"
+    trainer.forget_reference()
     save(trainer, encoder, model, place.folder / saved)
+    processes.wait_for_everyone()  # for the last line of the figures
     result = _result(place, plan, saved)
     if trainer.is_world_process_zero():
         place.finish(result)
     return result
+
+
+def _inputs(model: str | Path, turns: Sequence[LabeledTurn], config: RLConfig, format: str) -> dict[str, object]:
+    return {
+        "config": config.model_dump(mode="json"),
+        "format": format,
+        "turns": digest_of_turns(turns),
+        "model": digest_of_model(model),
+    }
 
 
 @dataclass(frozen=True, slots=True)

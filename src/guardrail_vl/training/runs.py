@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -22,12 +22,20 @@ from pydantic import JsonValue
 
 from guardrail_vl import __version__
 from guardrail_vl._value import Value
-from guardrail_vl.errors import ConfigurationError, ContentError, GuardrailError
+from guardrail_vl.errors import ConfigurationError, ContentError, GuardrailError, MissingDependencyError
 from guardrail_vl.evaluation._lock import FolderLock
 from guardrail_vl.training import stages
 from guardrail_vl.training._output import Step
 from guardrail_vl.training._whole import write_whole, written
 from guardrail_vl.training.recipe import STAGES, Recipe
+
+try:
+    import torch
+    import transformers
+except ImportError as error:
+    raise MissingDependencyError(
+        error.name or "torch", extra="train", needed_for="guardrail_vl.training.runs"
+    ) from error
 
 RUN: Final = "run.json"
 RECIPE: Final = "recipe.yaml"
@@ -154,7 +162,8 @@ def run(
     recipe.check()
     room = stages.Room(recipe, folder, progress)
     if _processes() > 1:
-        return _spread(room, until, watch)
+        with _quiet():
+            return _spread(room, until, watch)
     with _held(folder), _quiet():
         state = _begun(recipe, folder)
         for stage in _wanted(recipe, until):
@@ -199,25 +208,25 @@ def _advanced(room: stages.Room, state: TrainingRun, stage: str, watch: Watch | 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the progress bars of transformers: there is one already."""
-    transformers = sys.modules.get("transformers")
-    logging = getattr(transformers, "utils", None) and transformers.utils.logging  # type: ignore[union-attr]
-    if not logging or not logging.is_progress_bar_enabled():
-        yield
-        return
+    """Without the progress bars of transformers, as there is one already, and what TRL's calls make it warn of."""
+    logging: Any = transformers.utils.logging
+    shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+            yield
     finally:
-        logging.enable_progress_bar()
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _free() -> None:
     """Give back what a stage's model took on a device."""
     gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+    cuda: Any = torch.cuda
+    if cuda.is_initialized():
+        cuda.empty_cache()
 
 
 # ---- the folder ---------------------------------------------------------------------------------------------------
@@ -320,6 +329,11 @@ def _processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def is_first() -> bool:
+    """Whether this process is the first of those that were started together: it alone writes and tells."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _spread(room: stages.Room, until: str | None, watch: Watch | None) -> TrainingRun:
     """The next stage, done by all processes together; the first of them keeps the folder."""
     stage = next((one for one in _wanted(room.recipe, until) if not room.is_done(one)), None)
@@ -330,7 +344,7 @@ def _spread(room: stages.Room, until: str | None, watch: Watch | None) -> Traini
             f"The stage {stage} runs in one process, and this is one of {_processes()}.",
             hint=f"Run the same command without accelerate launch and with --until {stage}, then this one again.",
         )
-    if int(os.environ.get("RANK", "0")):
+    if not is_first():
         stages.WORK[stage](stages.Room(room.recipe, room.folder))
         return load(room.folder)
     with _held(room.folder):

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Final, Literal, Self
 
 from guardrail_vl.engines import choose
 from guardrail_vl.engines.base import Deadline
@@ -22,6 +22,9 @@ from guardrail_vl.prompt_format.base import Completion, Prompt
 from guardrail_vl.training.turns import LabeledTurn
 
 Kind = Literal["auto", "transformers", "vllm"]
+
+MAX_TEMPERATURE: Final = 2.0
+"""What vLLM takes, and servers like it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ class Sampler(ABC):
         Args:
             turns: With ids that differ: equal ids draw the same random numbers.
             count: Answers to a turn.
-            temperature: Logits are divided by it. 0: always the likeliest token, as in serving.
+            temperature: Logits are divided by it; at most 2. 0: always the likeliest token, as in serving.
             top_p: Only the likeliest tokens that together have at least this probability, in (0, 1].
             top_k: Only so many of the likeliest tokens. 0: all.
             max_tokens: Of an answer, at most.
@@ -228,7 +231,7 @@ def check(count: int, temperature: float, top_p: float, top_k: int, max_tokens: 
     """
     if count < 1 or max_tokens < 1 or top_k < 0:
         raise ConfigurationError("count and max_tokens must be at least 1, and top_k at least 0.")
-    if not 0 <= temperature < float("inf"):
-        raise ConfigurationError("The temperature must be at least 0.")
+    if not 0 <= temperature <= MAX_TEMPERATURE:
+        raise ConfigurationError(f"The temperature must be from 0 to {MAX_TEMPERATURE:g}.")
     if not 0 < top_p <= 1:
         raise ConfigurationError("top_p must be above 0 and at most 1.")

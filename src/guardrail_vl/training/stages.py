@@ -1,14 +1,14 @@
-"""The stages of a run as functions of its folder: each reads what those before it left, and leaves its own output there.
+"""The stages of a run as functions of its folder: each reads what those before it left, and leaves its own output.
 
-Each calls one plain function (`sft`, `mine`, …) with the recipe's config; none decides how that is done. A stage goes on
-where it was stopped, and is done when its folder has the file that it writes last.
+Each calls one plain function (`sft`, `mine`, …) with the recipe's config; none decides how that is done. A stage goes
+on where it was stopped, and is done when its folder has the file that it writes last.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from guardrail_vl.errors import ConfigurationError
 from guardrail_vl.evaluation.running import Progress
 from guardrail_vl.guard import Guard
 from guardrail_vl.training import dataset, synthetic
+from guardrail_vl.training._gathering import DataResult, gather
 from guardrail_vl.training._output import METRICS, RESULT, Output, Step, digest_of_turns
 from guardrail_vl.training._whole import write_whole
 from guardrail_vl.training.concat import concat
@@ -36,8 +37,6 @@ _TRAIN, _HELD_OUT, _NOISY, _BASE, _TURNS = "train.jsonl", "held_out.jsonl", "noi
 _MERGED: Final = "merged"
 _LAST: Final = {"export": GUARD_JSON, "gate": GATE}
 """The file that says a stage is done; of the others `result.json`. An export is there whole or not at all."""
-_NAMED: Final = 5
-"""Ids named in a message."""
 
 Figures = dict[str, JsonValue]
 
@@ -126,20 +125,6 @@ def read_turns(file: Path) -> tuple[LabeledTurn, ...]:
 # ---- data -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class DataResult(Value):
-    """What there is to train on."""
-
-    train: int
-    held_out: int
-    repeated: int
-    """Training turns that were left out: their content was there before."""
-    contradicting: int
-    """Contents that were left out: the same one has turns with other labels."""
-    leaked: int
-    """Held-out turns that were left out: their request is trained on."""
-
-
 def prepare(room: Room) -> Figures:
     """Read the turns, see that nothing that is held out is trained on, and build the base if it is a tiny one."""
     recipe = room.recipe
@@ -147,11 +132,7 @@ def prepare(room: Room) -> Figures:
     out = Output(room.output("data"), "data", inputs)
     if (done := out.begin(DataResult)) is not None:
         return _figures(done)
-    train, held_out, result = _synthetic(recipe) if recipe.data.synthetic is not None else _from_files(recipe)
-    if not train:
-        raise ConfigurationError("There is no turn to train on.")
-    if recipe.data.holds_out and not held_out:
-        raise ConfigurationError("There is no held-out turn left.")
+    train, held_out, result = gather(recipe)
     dataset.write(out.folder / _TRAIN, train)
     if held_out:
         dataset.write(out.folder / _HELD_OUT, held_out)
@@ -170,52 +151,6 @@ def _build_base(room: Room) -> None:
     from guardrail_vl.training.tiny import build
 
     build(room.output("data") / _BASE, **tiny.model_dump())
-
-
-_Found = tuple[tuple[LabeledTurn, ...], tuple[LabeledTurn, ...], DataResult]
-
-
-def _synthetic(recipe: Recipe) -> _Found:
-    made = recipe.data.synthetic
-    assert made is not None
-    train = dataset.dedupe(synthetic.turns(made.train, seed=made.seed))
-    # The task is small, so some requests come again: as many are made as it takes.
-    others = synthetic.turns(2 * made.held_out, seed=made.seed + 1)
-    leaked = {leak.test for leak in dataset.leaks(train.turns, others)}
-    held_out = tuple(turn for turn in others if turn.id not in leaked)[: made.held_out]
-    return train.turns, held_out, DataResult(len(train.turns), len(held_out), len(train.repeated), 0, 0)
-
-
-def _from_files(recipe: Recipe) -> _Found:
-    data = recipe.data
-    given = [turn for one in data.train for turn in dataset.read(recipe.path(one.file), one.layout)]
-    found = dataset.dedupe(_one_id_each(given))
-    train, held_out = found.turns, tuple(
-        turn for one in data.held_out for turn in dataset.read(recipe.path(one.file), one.layout)
-    )  # fmt: skip
-    if data.share:
-        sides = dataset.split(train, {"train": 1 - data.share, "held_out": data.share}, data.seed)
-        train, held_out = sides["train"], sides["held_out"]
-    held_out = _one_id_each(held_out)
-    leaked = {leak.test for leak in dataset.leaks(train, held_out)}
-    if leaked and data.leaks == "refuse":
-        raise ConfigurationError(
-            f"{len(leaked)} held-out turns are trained on, such as {', '.join(sorted(leaked)[:_NAMED])}.",
-            hint="Take them out of one side, or say leaks: drop in the recipe's data to leave them out here.",
-        )
-    held_out = tuple(turn for turn in held_out if turn.id not in leaked)
-    counts = DataResult(len(train), len(held_out), len(found.repeated), len(found.contradicting), len(leaked))
-    return train, held_out, counts
-
-
-def _one_id_each(turns: list[LabeledTurn] | tuple[LabeledTurn, ...]) -> tuple[LabeledTurn, ...]:
-    """Several files may number their turns alike: what comes later gets a number after its id."""
-    seen: dict[str, int] = {}
-    out = []
-    for turn in turns:
-        count = seen[turn.id] = seen.get(turn.id, 0) + 1
-        out.append(turn if count == 1 else replace(turn, id=f"{turn.id}~{count}"))
-    return tuple(out)
 
 
 # ---- the others -----------------------------------------------------------------------------------------------------
@@ -371,7 +306,7 @@ WORK: Final[Mapping[str, Callable[[Room], Figures]]] = {
 """What each stage does: it returns a few figures."""
 
 
-# ---- what a person looks at -------------------------------------------------------------------------------------------
+# ---- what a person looks at ----------------------------------------------------------------------------------------
 
 
 def _draw(room: Room, stage: str) -> None:

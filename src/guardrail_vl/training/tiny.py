@@ -106,7 +106,9 @@ _PICTURES: Final = {
 
 
 def _lines() -> list[str]:
-    frame = "Human user:\n{0}\n\nAI assistant:\nNone\n<think>\n</think>\n\n<result>\nRequest: {1}\nResponse: {2}\n</result>"
+    frame = (
+        "Human user:\n{0}\n\nAI assistant:\nNone\n<think>\n</think>\n\n<result>\nRequest: {1}\nResponse: {2}\n</result>"
+    )
     labels = ("harmful", "unharmful", "None")
     framed = [frame.format("x", one, other) for one in labels for other in labels]
     return [*[INSTRUCTION] * 20, *framed * 4, *corpus()]
