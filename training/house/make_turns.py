@@ -1,8 +1,8 @@
-"""Write `turns.jsonl` and its pictures: 200 labelled turns of a parcel desk, made by templates. Labels follow policy.yaml.
+"""Write `turns.jsonl`: 200 labelled turns of a parcel desk, made by templates. Labels follow policy.yaml.
 
     python training/house/make_turns.py
 
-A real set is written and labelled by people. This one is small and regular, so that a tiny model can learn it in minutes.
+A real set is written and labelled by people. This one is small and regular, so that a tiny model can learn it.
 """
 
 from __future__ import annotations
@@ -102,7 +102,9 @@ def _label(chance: random.Random, *, red: bool) -> bytes:
     draw = ImageDraw.Draw(picture)
     x, y, side = chance.randint(8, 18), chance.randint(8, 18), chance.randint(22, 28)
     fill = (chance.randint(190, 230), 30, 35) if red else (30, chance.randint(140, 190), 60)
-    draw.polygon([(x + side // 2, y), (x + side, y + side // 2), (x + side // 2, y + side), (x, y + side // 2)], fill=fill)
+    draw.polygon(
+        [(x + side // 2, y), (x + side, y + side // 2), (x + side // 2, y + side), (x, y + side // 2)], fill=fill
+    )
     data = io.BytesIO()
     picture.save(data, "PNG")
     return data.getvalue()

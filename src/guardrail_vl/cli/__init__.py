@@ -1,4 +1,4 @@
-"""The command line: `check`, `calibrate`, `data`, `doctor`, `eval`, `leakcheck`, `policy`. It decides nothing by itself.
+"""The command line: `check`, `calibrate`, `data`, `doctor`, `eval`, `leakcheck`, `policy`, `train`. Decides nothing.
 
 Exit status of every command: 0 passed (allow, and annotate with a visible mark), 1 blocked or a failed example, 2 an
 error: no verdict, a wrong setting, wrong usage. 130 after Ctrl-C, 141 when the reader of our output went away.
@@ -20,8 +20,10 @@ from guardrail_vl.cli.data import data_convert, data_split, data_stats, data_val
 from guardrail_vl.cli.doctor import doctor
 from guardrail_vl.cli.door import QuietCommand, QuietGroup
 from guardrail_vl.cli.evaluation import eval_compare, eval_list, eval_parity, eval_replay, eval_report, eval_run
+from guardrail_vl.cli.gate import train_gate
 from guardrail_vl.cli.leakcheck import leakcheck
 from guardrail_vl.cli.policy import policy_schema, policy_test
+from guardrail_vl.cli.train import train_check, train_run, train_stages
 
 PROGRAM = "guardrail-vl"
 
@@ -29,6 +31,7 @@ PROGRAM = "guardrail-vl"
 app = typer.Typer(cls=QuietGroup, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 policy = typer.Typer(no_args_is_help=True, help="Try a policy file, and describe what one may hold.")
 data = typer.Typer(no_args_is_help=True, help="Labelled turns to train on: check, count, convert, split.")
+train = typer.Typer(no_args_is_help=True, help="Fine-tune a guard on a policy of your own.")
 evaluation = typer.Typer(no_args_is_help=True, help="How well a guard judges: runs, replays, reports, comparisons.")
 
 # Extra arguments are let in so that our own message names them without repeating them: they may be the text to judge.
@@ -44,6 +47,11 @@ data.command("validate")(data_validate)
 data.command("stats")(data_stats)
 data.command("convert")(data_convert)
 data.command("split")(data_split)
+app.add_typer(train, name="train")
+train.command("run")(train_run)
+train.command("status")(train_stages)
+train.command("check")(train_check)
+train.command("gate")(train_gate)
 app.add_typer(evaluation, name="eval")
 evaluation.command("run")(eval_run)
 evaluation.command("list")(eval_list)

@@ -57,6 +57,7 @@ def train_run(
     """
     from guardrail_vl.training import runs
     from guardrail_vl.training.recipe import Recipe
+    from guardrail_vl.training.stages import is_first
 
     read = Recipe.load(recipe)
     try:
@@ -65,9 +66,9 @@ def train_run(
     except KeyboardInterrupt:
         typer.echo(f"What was done is kept in {output}: the same command goes on from there.", err=True)
         raise
-    if json and runs.is_first():
+    if json and is_first():
         print_line(_value(done))
-    elif runs.is_first():
+    elif is_first():
         _show(done, output)
     return BLOCKED if done.passed is False else PASSED
 

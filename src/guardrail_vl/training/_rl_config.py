@@ -7,9 +7,9 @@ from typing import Literal, Self
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from guardrail_vl.errors import ConfigurationError
+from guardrail_vl.training._sft_config import LoRAConfig, SFTConfig
 from guardrail_vl.training.clip import Clip, DynamicClip
 from guardrail_vl.training.rewards import RewardConfig
-from guardrail_vl.training.sft import LoRAConfig, SFTConfig
 
 
 class VLLMConfig(BaseModel, frozen=True, extra="forbid"):

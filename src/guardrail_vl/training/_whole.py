@@ -15,7 +15,7 @@ from guardrail_vl.errors import ConfigurationError
 def whole_folder(path: str | Path) -> Iterator[Path]:
     """A folder to fill, which takes its name only when the block ends well; else it goes.
 
-    What a killed process left half-filled is hidden (`.name.partial`), is never taken for whole, and goes the next time.
+    What a killed process left half-filled is hidden (`.name.partial`), is never taken for whole, and goes next time.
 
     Args:
         path: The name it takes. Must not be there, or be empty.

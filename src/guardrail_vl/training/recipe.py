@@ -18,11 +18,11 @@ from guardrail_vl.prompt_format import get_format
 from guardrail_vl.training._explain import explained, read_yaml
 from guardrail_vl.training._layouts import Layout
 from guardrail_vl.training._rl_config import RLConfig
+from guardrail_vl.training._sft_config import SFTConfig
 from guardrail_vl.training._teacher import Teacher
 from guardrail_vl.training.concat import ConcatConfig
 from guardrail_vl.training.gate import GateConfig
 from guardrail_vl.training.mining import MiningConfig
-from guardrail_vl.training.sft import SFTConfig
 from guardrail_vl.training.synthesis import SynthesisConfig
 
 STAGES: Final = ("data", "synthesize", "sft", "mine", "concat", "rl", "export", "gate")

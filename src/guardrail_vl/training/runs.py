@@ -329,11 +329,6 @@ def _processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def is_first() -> bool:
-    """Whether this process is the first of those that were started together: it alone writes and tells."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def _spread(room: stages.Room, until: str | None, watch: Watch | None) -> TrainingRun:
     """The next stage, done by all processes together; the first of them keeps the folder."""
     stage = next((one for one in _wanted(room.recipe, until) if not room.is_done(one)), None)
@@ -344,7 +339,7 @@ def _spread(room: stages.Room, until: str | None, watch: Watch | None) -> Traini
             f"The stage {stage} runs in one process, and this is one of {_processes()}.",
             hint=f"Run the same command without accelerate launch and with --until {stage}, then this one again.",
         )
-    if not is_first():
+    if not stages.is_first():
         stages.WORK[stage](stages.Room(room.recipe, room.folder))
         return load(room.folder)
     with _held(room.folder):

@@ -7,7 +7,8 @@ on where it was stopped, and is done when its folder has the file that it writes
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -139,18 +140,20 @@ def prepare(room: Room) -> Figures:
     if recipe.data.synthetic is not None and (noise := recipe.data.synthetic.noise) is not None:
         wrong = synthetic.noisy(train, seed=noise.seed, wrong=noise.wrong, filler=noise.filler)
         dataset.write(out.folder / _NOISY, wrong)
-    _build_base(room)
+    _build_base(room, train)
     out.finish(result)
     return _figures(result)
 
 
-def _build_base(room: Room) -> None:
+def _build_base(room: Room, turns: Sequence[LabeledTurn]) -> None:
     tiny = room.recipe.base.tiny
     if tiny is None or room.output("data").joinpath(_BASE).exists():
         return
     from guardrail_vl.training.tiny import build
 
-    build(room.output("data") / _BASE, **tiny.model_dump())
+    # Its words are those that it will be trained on.
+    texts = [text for turn in turns for text in (turn.prompt, turn.response, turn.reasoning) if text]
+    build(room.output("data") / _BASE, texts=texts, **tiny.model_dump())
 
 
 # ---- the others -----------------------------------------------------------------------------------------------------
@@ -309,9 +312,14 @@ WORK: Final[Mapping[str, Callable[[Room], Figures]]] = {
 # ---- what a person looks at ----------------------------------------------------------------------------------------
 
 
+def is_first() -> bool:
+    """Whether this process is the first of those that were started together: it alone draws and tells."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _draw(room: Room, stage: str) -> None:
     metrics = room.output(stage) / METRICS
-    if metrics.is_file():
+    if metrics.is_file() and is_first():
         from guardrail_vl.training.plots import draw
 
         draw(metrics, room.folder / PLOTS, stage=stage)

@@ -1,8 +1,8 @@
 """A small moderation task, made of nothing: turns of text and pictures whose labels follow a rule that can be learnt.
 
 For tests, for the smoke recipe and for learning what a setting does. A request in words is harmful if its verb is; a
-picture is if its colour is dangerous; of both together, if exactly one of them is, so neither alone tells. A response is
-harmful if the request is and the response complies. It says nothing about real harm.
+picture is if its colour is dangerous; of both together, if exactly one of them is, so neither alone tells. A response
+is harmful if the request is and the response complies. It says nothing about real harm.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ def turns(count: int, *, seed: int = 0, kind: Kind | None = None) -> tuple[Label
         kind: Only these. None: a quarter texts, a quarter pictures, half of both.
     """
     chance = random.Random(seed)
-    return tuple(_turn(f"{seed}-{number}", chance, kind or chance.choice(_KINDS)) for number in range(count))
+    return tuple(
+        _turn(f"{seed}-{number}", chance, chance.choice(_KINDS) if kind is None else kind) for number in range(count)
+    )
 
 
 def noisy(

@@ -1,4 +1,4 @@
-"""What a guard is trained on: one exchange with the labels that people gave it (`LabeledTurn`). Frozen; reads no file."""
+"""What a guard is trained on: one exchange with the labels that people gave it (`LabeledTurn`). Reads no file."""
 
 from __future__ import annotations
 
