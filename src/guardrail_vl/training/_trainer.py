@@ -14,6 +14,7 @@ import os
 import shutil
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -150,6 +151,14 @@ def _check_finite(named: Iterable[tuple[str, Any]], step: int) -> None:
     for name, tensor in named:
         if not torch.isfinite(tensor).all():
             raise _lost(name, step)
+
+
+@contextlib.contextmanager
+def without_known_warnings() -> Iterator[None]:
+    """Keep back that TRL and PEFT ask for a property by the name that transformers is about to drop."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        yield
 
 
 def shared_arguments(output: Output, *, save_steps: int) -> dict[str, Any]:

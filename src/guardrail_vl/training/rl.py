@@ -21,7 +21,15 @@ from guardrail_vl.training._output import METRICS, Output, Step, digest_of_model
 from guardrail_vl.training._processor import load_processor
 from guardrail_vl.training._rl_config import RLConfig, VLLMConfig
 from guardrail_vl.training._rollouts import Rows, order
-from guardrail_vl.training._trainer import Recorder, activation_arguments, explained, save, shared_arguments, train
+from guardrail_vl.training._trainer import (
+    Recorder,
+    activation_arguments,
+    explained,
+    save,
+    shared_arguments,
+    train,
+    without_known_warnings,
+)
 from guardrail_vl.training.rewards import reward
 from guardrail_vl.training.sft import check_memory, load_network
 from guardrail_vl.training.turns import LabeledTurn
@@ -141,10 +149,11 @@ def rl(
     check_memory(encoder, config.opened)
     rows = Rows(encoder, turns, release=config.layout == "release")
     rows.check()
-    with explained("load the model"):
-        trainer = _trainer(model, rows, place, config, plan)
     recorder = _Recorder(place, progress, config.updates_per_rollout)
-    train(trainer, recorder)
+    with without_known_warnings():
+        with explained("load the model"):
+            trainer = _trainer(model, rows, place, config, plan)
+        train(trainer, recorder)
     saved: Literal["model", "adapter"] = "adapter" if config.lora else "model"
     trainer.forget_reference()
     save(trainer, encoder, model, place.folder / saved)

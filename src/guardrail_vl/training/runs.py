@@ -10,7 +10,6 @@ import contextlib
 import gc
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -26,6 +25,7 @@ from guardrail_vl.errors import ConfigurationError, ContentError, GuardrailError
 from guardrail_vl.evaluation._lock import FolderLock
 from guardrail_vl.training import stages
 from guardrail_vl.training._output import Step
+from guardrail_vl.training._trainer import without_known_warnings
 from guardrail_vl.training._whole import write_whole, written
 from guardrail_vl.training.recipe import STAGES, Recipe
 
@@ -213,8 +213,7 @@ def _quiet() -> Iterator[None]:
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        with without_known_warnings():
             yield
     finally:
         if shown:

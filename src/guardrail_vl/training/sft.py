@@ -9,7 +9,6 @@ reward and no other stage.
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from guardrail_vl.training._trainer import (
     save,
     shared_arguments,
     train,
+    without_known_warnings,
 )
 from guardrail_vl.training.turns import LabeledTurn
 
@@ -168,9 +168,7 @@ def load_network(model: str | Path, encoder: Encoder, config: SFTConfig) -> Any:
     import peft
 
     lora = config.lora
-    with warnings.catch_warnings():
-        # PEFT asks for a property under the name that transformers is about to drop.
-        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+    with without_known_warnings():
         return peft.get_peft_model(
             network,
             peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets),
