@@ -1,4 +1,4 @@
-"""Does reinforcement teach anything? A few minutes on one core, so only on demand: `pytest -m slow`."""
+"""Does training teach anything? A few minutes on one core, so only on demand: `pytest -m slow`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("trl", reason="needs the extra 'train'")
+pytest.importorskip("sklearn", reason="needs the extra 'train'")
 
 import torch
 
+from guardrail_vl import Guard, Stage
+from guardrail_vl.evaluation import metrics
+from guardrail_vl.evaluation.cases import CaseSet
+from guardrail_vl.evaluation.running import run
 from guardrail_vl.training import synthetic, tiny
 from guardrail_vl.training.clip import FixedClip
 from guardrail_vl.training.mining import MiningConfig, mine
 from guardrail_vl.training.rewards import RewardConfig
-from guardrail_vl.training.rl import RLConfig, rl
+from guardrail_vl.training.rl import RLConfig, RLResult, rl
 from guardrail_vl.training.sft import SFTConfig, sft
 from guardrail_vl.training.turns import LabeledTurn
 
@@ -52,24 +57,56 @@ def fine_tuned(model: Path, given: tuple[LabeledTurn, ...], output: Path, *, ste
     return output / "model"
 
 
-def test_reinforcement_mends_what_noisy_examples_taught(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that knows the task of texts and of pictures, and was then taught wrong labels and idle sentences."""
+    place = tmp_path_factory.mktemp("start")
     torch.set_num_threads(1)
-    base = tiny.build(tmp_path / "base")
+    base = tiny.build(place / "base")
     # It has to know the task: reinforcement makes likelier what is sampled already, and finds nothing new.
-    able = fine_tuned(base, turns(4000, 0), tmp_path / "able", steps=450, rate=4e-3)
+    able = fine_tuned(base, turns(4000, 0), place / "able", steps=450, rate=4e-3)
     noisy = synthetic.noisy(turns(1500, 31), seed=5, wrong=0.4)
-    start = fine_tuned(able, noisy, tmp_path / "noisy", steps=60, rate=1e-3)
-    before = sampled_accuracy(start, tmp_path / "before")
+    return fine_tuned(able, noisy, place / "noisy", steps=60, rate=1e-3)
+
+
+def reinforced(start: Path, output: Path, *, beta: float) -> RLResult:
     config = RLConfig(
         group=8, prompts_per_rollout=16, prompts_per_update=4, rollouts=16, micro_batch=32, max_tokens=LONGEST,
         temperature=1.0, learning_rate=3e-4, warm_up=8, dtype="float32",
         # The falling clip is next to nothing from the middle of so short a run.
         clip=FixedClip(epsilon=0.2),
-        # Beyond a sixth of the limit, length earns nothing: this rewards right labels alone.
-        reward=RewardConfig(beta=1 / 6, limit=LONGEST),
+        reward=RewardConfig(beta=beta, limit=LONGEST),
     )  # fmt: skip
-    result = rl(start, turns(400, 777), tmp_path / "rl", config=config)
+    return rl(start, turns(400, 777), output, config=config)
+
+
+def test_fine_tuning_teaches_texts_pictures_and_both_from_nothing(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    model = fine_tuned(
+        tiny.build(tmp_path / "base"), synthetic.turns(4000, seed=0), tmp_path / "sft", steps=700, rate=4e-3
+    )
+    held_out = CaseSet("held-out", tuple(turn.case(Stage.PROMPT) for turn in synthetic.turns(240, seed=12345)))
+    with Guard(model, deadline=120) as guard:
+        records = run(guard, [held_out], tmp_path / "run").records
+    by = {name: scores.f1 for name, scores in metrics.by(records, "modality").items()}
+    f1 = metrics.scores(records).f1
+    print(f"request F1 {f1} {by}")
+    assert f1 is not None
+    assert f1 >= 0.95
+
+
+def test_reinforcement_mends_what_noisy_examples_taught(start: Path, tmp_path: Path) -> None:
+    before = sampled_accuracy(start, tmp_path / "before")
+    result = reinforced(start, tmp_path / "rl", beta=1 / 6)
     after = sampled_accuracy(tmp_path / "rl" / "model", tmp_path / "after")
     print(f"sampled accuracy {before:.3f} -> {after:.3f}; {result}")
     assert after >= before + 0.2
     assert result.last_accuracy > result.first_accuracy
+
+
+def test_the_eco_reward_makes_answers_shorter_than_the_plain_one(start: Path, tmp_path: Path) -> None:
+    plain = reinforced(start, tmp_path / "plain", beta=1.0)
+    eco = reinforced(start, tmp_path / "eco", beta=1 / 6)
+    print(f"tokens: plain {plain.first_tokens:.1f} -> {plain.last_tokens:.1f}, eco -> {eco.last_tokens:.1f}")
+    print(f"accuracy: plain -> {plain.last_accuracy:.3f}, eco -> {eco.last_accuracy:.3f}")
+    assert eco.last_tokens < plain.last_tokens
