@@ -197,7 +197,7 @@ def test_rewards_reach_the_loss(made: Callable[..., Any]) -> None:
     ).reshape(-1, 4)
     assert np.ptp(earned, axis=1).min() > 0
     expected = (earned - earned.mean(1, keepdims=True)) / (earned.std(1, ddof=1, keepdims=True) + 1e-4)
-    expected *= np.array([turns[int(row["row"])].weight for row in rows[::4]])[:, None]
+    expected *= np.array([turns[int(row["row"])].weight / 1.125 for row in rows[::4]])[:, None]  # their mean
     np.testing.assert_allclose(output["advantages"].numpy(), expected.ravel(), rtol=1e-4, atol=1e-5)
 
 
@@ -254,6 +254,25 @@ def test_a_spare_picture_changes_nothing(made: Callable[..., Any]) -> None:
     shared[mask].sum().backward()
     tower = [w.grad for name, w in trainer.model.named_parameters() if "visual." in name]
     assert all(grad is not None and not grad.any() for grad in tower)
+
+
+@pytest.mark.parametrize("mode", ["colocate", "server"])
+def test_vllm_is_asked_with_the_ids_that_it_makes_room_in(mode: str, made: Callable[..., Any]) -> None:
+    turns = mixed()
+    trainer = made(turns)
+    encoder, image = trainer._rows.encoder, trainer._rows.encoder.reader.image_token
+    trainer.vllm_mode = mode
+    trainer._in_hand = [row for row in range(len(turns)) for _ in range(2)]
+    given = [trainer._rows.ids(row) for row in trainer._in_hand]
+    ids, pictures = trainer._for_vllm(given)
+    for row, asked, shown in zip(trainer._in_hand, ids, pictures, strict=True):
+        assert (0 if shown is None else len(shown)) == len(turns[row].images)
+        if mode == "server":  # where TRL looks for one run of placeholders a picture
+            assert asked == trainer._rows.ids(row)
+        else:  # as the serving engine asks
+            assert asked == encoder.reader.chat.ids(encoder.prompt(turns[row]))
+            assert asked.count(image) == len(turns[row].images)
+    assert pictures[2] is pictures[3]  # read once for the group
 
 
 def test_a_picture_that_the_model_writes_is_no_picture(made: Callable[..., Any]) -> None:

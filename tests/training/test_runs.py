@@ -23,7 +23,7 @@ for package in ("torch", "transformers", "trl", "peft", "matplotlib", "sklearn",
 import torch
 
 from guardrail_vl.evaluation._lock import FolderLock
-from guardrail_vl.training import dataset, runs, synthetic
+from guardrail_vl.training import dataset, runs, stages, synthetic
 from guardrail_vl.training._output import Step
 from guardrail_vl.training.recipe import Recipe
 from guardrail_vl.training.runs import StageRun
@@ -279,6 +279,51 @@ def test_two_processes_train_together(tmp_path: Path) -> None:
         assert state.stage(last).state == ("waiting" if last == "rl" else "done")
     assert json.loads((out / "3-sft" / "result.json").read_text(encoding="utf-8"))["steps"] == 4
     assert (out / "6-rl" / "model").is_dir()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="torch has no gloo launcher there")
+def test_an_adapter_is_merged_by_one_of_two_processes(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    sft = {**{k: v for k, v in QUICK_SFT.items() if k != "train_vision"}, "lora": {"rank": 4}}
+    rl = {
+        "group": 2, "prompts_per_rollout": 4, "prompts_per_update": 2, "rollouts": 1, "max_tokens": 8, "micro_batch": 2,
+        "reward": {"limit": 8},
+    }  # fmt: skip
+    runs.run(recipe(sft=sft, rl=rl), out, until="sft")
+    script = tmp_path / "launched.py"
+    script.write_text(
+        f"from guardrail_vl.training import runs\nruns.run({str(out / 'recipe.yaml')!r}, {str(out)!r})\n",
+        encoding="utf-8",
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    got = subprocess.run(command, env=_environment() | {"ACCELERATE_USE_CPU": "true"}, text=True,
+                         capture_output=True, check=False, timeout=150)  # fmt: skip
+    assert got.returncode == 0, got.stderr[-1500:]
+    assert runs.load(out).done
+    assert (out / "3-sft" / "merged" / "guard.json").is_file()
+
+
+# ---- the gate ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_gate_loads_one_model_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: set[Any] = set()
+    most = 0
+
+    class Counted(Guard):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            nonlocal most
+            super().__init__(*args, **options)
+            loaded.add(self._engine)
+            most = max(most, len(loaded))
+
+        def close(self) -> None:
+            super().close()
+            loaded.discard(self._engine)
+
+    monkeypatch.setattr(stages, "Guard", Counted)
+    assert runs.run(recipe(sft=QUICK_SFT, export={}, gate={"min_samples": 0}), tmp_path / "out").done
+    assert (most, loaded) == (1, set())
 
 
 # ---- adapters ---------------------------------------------------------------------------------------------------------

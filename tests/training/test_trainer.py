@@ -197,6 +197,12 @@ def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_go_on(base: Path, uninterrupt
     assert not (output / "result.json").exists()
     with pytest.raises(ConfigurationError, match=r"config\.seed was 42, is 1"):
         sft(base, TURNS, output, config=CONFIG.model_copy(update={"save_steps": 0, "seed": 1}))
+    # As two processes leave it: their steps are twice as large.
+    state = output / "checkpoints" / "checkpoint-3" / "rng_state.pth"
+    shutil.copy(state, state.with_name("rng_state_1.pth"))
+    with pytest.raises(ConfigurationError, match="to go on was of 2 processes, and this one is of 1"):
+        sft(base, TURNS, output, config=CONFIG.model_copy(update={"save_steps": 0}))
+    state.with_name("rng_state_1.pth").unlink()
     sft(base, TURNS, output, config=CONFIG.model_copy(update={"save_steps": 0}))
     assert same(weights(output / "model"), weights(uninterrupted / "model"))
 

@@ -6,7 +6,7 @@ What differs from the stock trainer, and why:
   loss and serving see the same ids; rows with and without pictures mix; the pixels of a whole rollout are never held.
 - Rollouts are generated in batches of a bounded size.
 - The clip changes with the rollout step, as the paper's does.
-- The loss of a turn is multiplied by its weight.
+- The loss of a turn is multiplied by its weight, relative to the mean.
 - It stops when rollouts tell nothing apart any more.
 """
 
@@ -108,8 +108,8 @@ class Trainer(_trl.GRPOTrainer):  # type: ignore[misc]  # untyped
     ) -> tuple[list[list[int]], Any]:
         rows = self._in_hand
         if self.use_vllm:
-            pictures = [self._rows.pictures(row) for row in rows] if self._rows.encoder.sees else None
-            made, logprobs = super()._generate_single_turn(prompt_ids, pictures, {}, num_generations, *rest)
+            asked, pictures = self._for_vllm(prompt_ids)
+            made, logprobs = super()._generate_single_turn(asked, pictures, {}, num_generations, *rest)
             return [self._without_pictures(ids) for ids in made], logprobs
         out: list[list[int]] = []
         for start in range(0, len(rows), self._rules.generate_batch):
@@ -119,6 +119,21 @@ class Trainer(_trl.GRPOTrainer):  # type: ignore[misc]  # untyped
                 made, _ = super()._generate_single_turn(prompt_ids[part], None, fields, num_generations, *rest)
             out += [self._without_pictures(ids) for ids in made]
         return out, None
+
+    def _for_vllm(self, prompt_ids: list[list[int]]) -> tuple[list[list[int]], list[Any] | None]:
+        """The prompts as vLLM takes them, and their pictures; each picture is read once for its whole group.
+
+        Within this process vLLM makes room for a picture at its first placeholder, whatever follows it: given the ids
+        of training it would see nearly twice as many, which TRL 1.16 does not prevent (its issue 6294). For a server
+        TRL itself finds the pictures' places in the ids of training.
+        """
+        if not self._rows.encoder.sees:
+            return prompt_ids, None
+        pictures = {row: self._rows.pictures(row) for row in set(self._in_hand)}
+        if self.vllm_mode == "colocate":
+            asked = {row: self._rows.asked(row) for row in pictures}
+            prompt_ids = [asked[row] for row in self._in_hand]
+        return prompt_ids, [pictures[row] for row in self._in_hand]
 
     def _fields(self, rows: Sequence[int], prompt_ids: Sequence[Sequence[int]]) -> dict[str, Any]:
         longest = max(map(len, prompt_ids))
@@ -183,7 +198,7 @@ class Trainer(_trl.GRPOTrainer):  # type: ignore[misc]  # untyped
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         device = output["advantages"].device
         output["rows"] = torch.tensor(self._in_hand, device=device)
-        weights = [self._rows.turns[row].weight for row in self._in_hand]
+        weights = [self._rows.weight(row) for row in self._in_hand]
         output["advantages"] = output["advantages"] * torch.tensor(weights, device=device)
         self._watch(self._metrics["train"]["frac_reward_zero_std"][-1])
         return output

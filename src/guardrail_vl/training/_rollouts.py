@@ -45,6 +45,7 @@ class Rows:
     ) -> None:
         self.encoder = encoder
         self.turns = tuple(turns)
+        self._mean_weight = sum(turn.weight for turn in self.turns) / len(self.turns)
         self._release = release
         self._room = memory
         self._kept: OrderedDict[int, Inputs] = OrderedDict()
@@ -98,6 +99,14 @@ class Rows:
     def ids(self, row: int) -> list[int]:
         """The token ids of the prompt, a picture's placeholder once for each of its visual tokens."""
         return list(self.encoded(row).ids)
+
+    def asked(self, row: int) -> list[int]:
+        """The same with one placeholder a picture, for an engine that makes room for the visual tokens itself."""
+        return list(self.encoder.reader.chat.ids(self.prompt(row)))
+
+    def weight(self, row: int) -> float:
+        """How often it counts, of mean 1 over all rows."""
+        return self.turns[row].weight / self._mean_weight
 
     def images(self, row: int) -> int:
         """How many pictures it has."""

@@ -135,9 +135,16 @@ class Recorder(hf.TrainerCallback):  # type: ignore[misc]
 
 def begin(output: Output, kind: type[R]) -> R | None:
     """`Output.begin` for a run of several processes: the first one begins, then the others look."""
+    with first_alone() as first:
+        return output.begin(kind, write=first)
+
+
+@contextlib.contextmanager
+def first_alone() -> Iterator[bool]:
+    """Run this in the first process, then in the others. Gives whether this is the first one."""
     state = PartialState(cpu=serving.best_device() == "cpu")  # without it, processes on CPUs don't find each other
     with state.main_process_first():
-        return output.begin(kind, write=state.is_main_process)
+        yield state.is_main_process
 
 
 def _lost(what: str, step: int) -> ConfigurationError:
@@ -202,7 +209,8 @@ def train(trainer: Any, recorder: Recorder) -> None:
         recorder: Of the same output.
 
     Raises:
-        ConfigurationError: The loss is not a number, or something can't be written.
+        ConfigurationError: The loss is not a number, something can't be written, or the checkpoint is of a run of more or
+            fewer processes.
         EngineUnavailableError: There is not enough memory.
         KeyboardInterrupt: Ctrl-C; says how to go on.
     """
@@ -210,6 +218,8 @@ def train(trainer: Any, recorder: Recorder) -> None:
     trainer.remove_callback(hf.PrinterCallback)
     trainer.add_callback(recorder)
     newest = newest_checkpoint(output)
+    if newest is not None:
+        _check_processes(newest, trainer.args.world_size)
     if trainer.is_world_process_zero():
         output.rewind(0 if newest is None else int(newest.name.rpartition("-")[2]))
         _remove(output.checkpoints / STAGED)
@@ -236,8 +246,18 @@ def newest_checkpoint(output: Output) -> Path | None:
     return max(kept, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
+def _check_processes(checkpoint: Path, now: int) -> None:
+    """Refuse to go on with more or fewer processes: steps would take other turns, and SFT's more or fewer of them."""
+    before = len(list(checkpoint.glob("rng_state*.pth")))  # each process leaves one
+    if before != now:
+        raise ConfigurationError(
+            f"The run that is to go on was of {before} processes, and this one is of {now}.",
+            hint="Start as many, or name another folder.",
+        )
+
+
 def save(trainer: Any, encoder: Encoder, source: str | Path, folder: Path) -> None:
-    """Write the trained model, whole or not at all. Every process of a run has to call it.
+    """Write the trained model, whole or not at all. Every process of a run has to call it; when it returns, it is there.
 
     Args:
         trainer: After training.
@@ -248,10 +268,15 @@ def save(trainer: Any, encoder: Encoder, source: str | Path, folder: Path) -> No
     Raises:
         ConfigurationError: It can't be written.
     """
-    # Gathered by all, where the weights are in shards.
-    state = trainer.accelerator.get_state_dict(trainer.model)
-    if not trainer.is_world_process_zero():
-        return
+    # Gathered by all, where the weights are in shards; of ZeRO's, only what DeepSpeed has wrapped them in knows how.
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if trainer.is_world_process_zero():
+        _write(state, trainer, encoder, source, folder)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _write(state: dict[str, Any], trainer: Any, encoder: Encoder, source: str | Path, folder: Path) -> None:
+    """See `save`."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     adapter = hasattr(model, "peft_config")
     if not adapter:

@@ -24,6 +24,7 @@ from guardrail_vl.training._rollouts import Rows, order
 from guardrail_vl.training._trainer import (
     Recorder,
     activation_arguments,
+    begin,
     explained,
     save,
     shared_arguments,
@@ -35,7 +36,6 @@ from guardrail_vl.training.sft import check_memory, load_network
 from guardrail_vl.training.turns import LabeledTurn
 
 try:
-    import accelerate
     import datasets
     import torch
     import trl
@@ -47,7 +47,6 @@ except ImportError as error:
 _trl: Any = trl
 """Only partly typed."""
 _datasets: Any = datasets
-_PartialState: Any = accelerate.PartialState
 
 __all__ = ["Judge", "RLConfig", "RLResult", "VLLMConfig", "rl"]
 
@@ -138,9 +137,7 @@ def rl(
     config = config or RLConfig()
     plan = _plan(len(turns), config)
     place = Output(output, STAGE, _inputs(model, turns, config, format))
-    processes = _PartialState(cpu=serving.best_device() == "cpu")
-    with processes.main_process_first():  # the others find what it wrote
-        done = place.begin(RLResult, write=processes.is_main_process)
+    done = begin(place, RLResult)
     if done is not None:
         return done
     encoder = Encoder(model, format)
@@ -157,7 +154,6 @@ def rl(
     saved: Literal["model", "adapter"] = "adapter" if config.lora else "model"
     trainer.forget_reference()
     save(trainer, encoder, model, place.folder / saved)
-    processes.wait_for_everyone()  # for the last line of the figures
     result = _result(place, plan, saved)
     if trainer.is_world_process_zero():
         place.finish(result)
@@ -270,6 +266,7 @@ def _vllm_arguments(vllm: VLLMConfig) -> dict[str, Any]:
 
 
 def _trainer(model: str | Path, rows: Rows, place: Output, config: RLConfig, plan: _Plan) -> Trainer:
+    arguments = _arguments(place, config, plan)  # first: from here on ZeRO-3 loads weights in shards
     network = load_network(model, rows.encoder, config.opened)
     numbers = {"prompt": [str(row) for row in plan.order], ROW: plan.order}
     return Trainer(
@@ -277,7 +274,7 @@ def _trainer(model: str | Path, rows: Rows, place: Output, config: RLConfig, pla
         rules=Rules(config.clip.at, config.updates_per_rollout, config.generate_batch, config.patience),
         pixels=network.dtype,
         model=network,
-        args=_arguments(place, config, plan),
+        args=arguments,
         train_dataset=_datasets.Dataset.from_dict(numbers),
         processing_class=load_processor(rows.encoder),
         reward_funcs=Judge(rows.turns, config),

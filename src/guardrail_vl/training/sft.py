@@ -111,8 +111,9 @@ def sft(
     encoder = Encoder(model, format)
     trained = _prepared(encoder, turns, config)
     measured = _prepared(encoder, held_out, config) if held_out else None
-    arguments = _arguments(out, config, evaluates=measured is not None)
     check_memory(encoder, config)
+    # Between the two: from here on ZeRO-3 shares out each model that is made, and the one counted above has no weights.
+    arguments = _arguments(out, config, evaluates=measured is not None)
     with explained("load the model"):
         network = load_network(model, encoder, config)
     trainer = Trainer(
@@ -134,8 +135,8 @@ def sft(
         dropped=trained.dropped,
         loss=last_logged(trainer, "loss") or 0.0,
         held_out_loss=last_logged(trainer, "eval_loss"),
-        parameters=sum(p.numel() for p in network.parameters()),
-        trained_parameters=sum(p.numel() for p in network.parameters() if p.requires_grad),
+        parameters=sum(map(_size, network.parameters())),
+        trained_parameters=sum(_size(p) for p in network.parameters() if p.requires_grad),
         seconds=time.monotonic() - begun,
         saved=saved,
     )
@@ -144,6 +145,11 @@ def sft(
     if recorder.interrupted:
         raise KeyboardInterrupt("sft was stopped when it had just ended: its result is kept.")
     return result
+
+
+def _size(parameter: Any) -> int:
+    """How many numbers it has, also where ZeRO-3 leaves none of them in this process."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def _prepared(encoder: Encoder, turns: Sequence[LabeledTurn], config: SFTConfig) -> Prepared:

@@ -18,14 +18,14 @@ from pydantic import BaseModel, JsonValue
 from guardrail_vl._value import Value
 from guardrail_vl.engines._checkpoint import GUARD_JSON
 from guardrail_vl.errors import ConfigurationError
-from guardrail_vl.evaluation.running import Progress
+from guardrail_vl.evaluation.running import Progress, run
 from guardrail_vl.guard import Guard
 from guardrail_vl.training import dataset, synthetic
 from guardrail_vl.training._gathering import DataResult, gather
 from guardrail_vl.training._output import METRICS, RESULT, Output, Step, digest_of_turns
 from guardrail_vl.training._whole import write_whole
 from guardrail_vl.training.concat import concat
-from guardrail_vl.training.gate import GATE
+from guardrail_vl.training.gate import GATE, OLD, gate, sets_of
 from guardrail_vl.training.recipe import STAGES, Recipe
 from guardrail_vl.training.turns import LabeledTurn
 from guardrail_vl.turn import Turn
@@ -87,12 +87,14 @@ class Room:
         if adapter is None:
             return model
         merged = self.output(stage) / _MERGED
-        if not merged.exists():
-            from guardrail_vl.training.card import CardFacts
-            from guardrail_vl.training.export import export
+        from guardrail_vl.training._trainer import first_alone
+        from guardrail_vl.training.card import CardFacts
+        from guardrail_vl.training.export import export
 
-            export(model, merged, adapter=adapter, card=CardFacts(f"{self.recipe.name}, after {stage}", self.base_name),
-                   format=self.recipe.format)  # fmt: skip
+        with first_alone():
+            if not merged.exists():
+                card = CardFacts(f"{self.recipe.name}, after {stage}", self.base_name)
+                export(model, merged, adapter=adapter, card=card, format=self.recipe.format)
         return merged
 
     def trained(self, stage: str) -> tuple[str | Path, Path | None]:
@@ -276,16 +278,15 @@ def _card(room: Room) -> Any:
 def gate_(room: Room) -> Figures:
     """Compare the new guard with the base on the held-out turns, and tell it on the new one's card."""
     from guardrail_vl.training.card import add_metrics
-    from guardrail_vl.training.gate import gate, sets_of
 
-    recipe, new_folder = room.recipe, room.output("export")
-    policy = recipe.house_policy
-    with Guard(room.base, format=recipe.format, policy=policy) as old, Guard(new_folder, policy=policy) as new:
-        # What the models wrote is not kept: it repeats content.
-        result = gate(
-            old, new, sets_of(room.held_out), room.output("gate"), config=recipe.gate, old_checkpoint=room.base,
-            new_checkpoint=new_folder, keep_text=False, progress=_told_as_steps(room),
-        )  # fmt: skip
+    recipe, new_folder, place = room.recipe, room.output("export"), room.output("gate")
+    policy, sets = recipe.house_policy, sets_of(room.held_out)
+    # One after the other, as two may not fit on a device. What the models wrote is not kept: it repeats content.
+    shared: dict[str, Any] = {"keep_text": False, "progress": _told_as_steps(room)}
+    with Guard(room.base, format=recipe.format, policy=policy) as old:
+        before = run(old, sets, place / OLD, checkpoint=room.base, **shared)
+    with Guard(new_folder, policy=policy) as new:
+        result = gate(before, new, sets, place, config=recipe.gate, new_checkpoint=new_folder, **shared)
     add_metrics(new_folder, result.figures)
     told: Figures = {"passed": result.passed, "reasons": list(result.reasons)}
     for one in result.slices:
