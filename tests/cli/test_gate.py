@@ -105,7 +105,10 @@ def test_a_guard_that_is_not_better_has_its_own_status(server: Server, turns: Pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("embedded", "embedded"), "There is nothing to judge."),
+        (
+            ("embedded", "embedded"),
+            "There is nothing to judge.\nName a folder of benchmarks by --data, or your own file by --turns",
+        ),
         (("nowhere", "embedded", "--turns", "TURNS"), "The checkpoint nowhere can't be loaded"),
         (("embedded", "embedded", "--turns", "missing.jsonl"), "missing.jsonl"),
         (("OLD", "OLD", "--turns", "OTHER"), "of the old guard lacks 5 of 5 samples"),

@@ -191,6 +191,22 @@ def test_a_folder_that_is_no_run_or_is_in_use(tmp_path: Path) -> None:
         runs.run(recipe(), out)
 
 
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(ConfigurationError, match="'out' is not empty, and not a training run"):
+        runs.run(recipe(), out)
+    assert sorted(path.name for path in out.iterdir()) == ["notes.txt", "run.lock"]
+    (out / "notes.txt").rename(out / ".notes.txt")  # what is hidden disturbs nobody: an unfinished file of ours, say
+    assert runs.run(recipe(), out).done
+
+
+def test_half_a_surrogate_pair_does_not_stop_the_building_of_a_base(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"prompt": "a \\ud800 b", "label": "harmful"}\n', encoding="utf-8")
+    assert runs.run(recipe(tmp_path, data={"train": ["t.jsonl"]}), tmp_path / "out").done
+
+
 def test_an_unknown_last_stage(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"no stage 'rl'\. It has data\."):
         runs.run(recipe(), tmp_path / "out", until="rl")
@@ -217,6 +233,22 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
     assert done.done
     assert steps[0].step > 1  # from its checkpoint
     assert done.stage("sft").seconds > stopped.seconds
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a limit on the size of a file")
+def test_a_base_that_does_not_fit_on_the_disk_is_told(tmp_path: Path) -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, hard))
+    try:
+        with pytest.raises(ConfigurationError, match="base can't be written: File too large"):
+            runs.run(recipe(), tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert runs.run(recipe(), tmp_path / "out").done
 
 
 def test_a_full_disk_is_told_and_the_run_goes_on(tmp_path: Path) -> None:

@@ -294,6 +294,19 @@ def test_what_is_unfit_is_refused_by_id_or_dropped_and_counted(base: Path, encod
         sft(base, bad, tmp_path / "none", config=ONE_STEP.model_copy(update={"unfit": "drop"}))
 
 
+@pytest.mark.parametrize("left", [0, 1000, None])
+def test_weights_that_are_damaged_or_gone_are_told(base: Path, tmp_path: Path, left: int | None) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(base, broken)
+    weights = broken / "model.safetensors"
+    if left is None:
+        weights.unlink()
+    else:
+        weights.write_bytes(weights.read_bytes()[:left])
+    with pytest.raises(ConfigurationError, match=r"weights of broken can't be loaded.*damaged"):
+        sft(broken, synthetic.turns(4, seed=1, kind="text"), tmp_path / "out", config=ONE_STEP)
+
+
 def test_nothing_is_ever_cut(encoder: Encoder) -> None:
     """One token less than a turn takes, and the turn is out; at its length, it is in with all of its target."""
     turn = MIXED[0]

@@ -180,7 +180,7 @@ def _held_out(
 
         sets += sets_of([turn for file in turns for turn in read_turns(file)])
     if data is not None or names or tables or not turns:
-        sets += labelled(data, names, tables)
+        sets += labelled(data, names, tables, own="--turns or --table")
     if len({one.name for one in sets}) != len(sets):
         raise ConfigurationError("Two sets have one name.", hint="A table is called as its file: give it another name.")
     if seen:

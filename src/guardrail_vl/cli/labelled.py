@@ -78,6 +78,7 @@ def labelled(
     *,
     seen: Path | None = None,
     limit: int | None = None,
+    own: str = "--table",
 ) -> list[CaseSet]:
     """The named benchmarks in a folder, and the tables, without what was seen; at most so many samples of each.
 
@@ -92,7 +93,7 @@ def labelled(
         raise ConfigurationError("--set names benchmarks, and --data is missing: the folder that they lie in.")
     if folder is None and not tables:
         raise ConfigurationError(
-            "There is nothing to judge.", hint="Name a folder of benchmarks by --data, or your own file by --table."
+            "There is nothing to judge.", hint=f"Name a folder of benchmarks by --data, or your own file by {own}."
         )
     sets = [] if folder is None or names == [] else _benchmarks(folder, names)
     sets += [_table(path) for path in tables or ()]

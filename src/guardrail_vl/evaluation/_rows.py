@@ -193,7 +193,8 @@ def _json(text: str, what: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ConfigurationError(f"{what}: not valid JSON: {error.msg} at character {error.pos}.") from None
+        why = error.msg.removesuffix(" at")
+        raise ConfigurationError(f"{what}: not valid JSON: {why} at character {error.pos}.") from None
     except (ValueError, RecursionError):
         raise ConfigurationError(f"{what}: JSON that can't be read safely.") from None
 

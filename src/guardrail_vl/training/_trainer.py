@@ -16,6 +16,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -53,6 +54,9 @@ __all__ = [
 hf: Any = transformers
 """Only partly typed."""
 
+_PATIENCE: Final = timedelta(hours=3)
+"""How long processes wait for one another: each reads all turns at its own pace, and one alone saves. NCCL's own limit
+is 10 minutes."""
 STAGED: Final = ".staged"
 """Where a trainer writes a checkpoint, hidden, before it is whole."""
 _READING: Final = (
@@ -142,7 +146,8 @@ def begin(output: Output, kind: type[R]) -> R | None:
 @contextlib.contextmanager
 def first_alone() -> Iterator[bool]:
     """Run this in the first process, then in the others. Gives whether this is the first one."""
-    state = PartialState(cpu=serving.best_device() == "cpu")  # without it, processes on CPUs don't find each other
+    # Without cpu, processes on CPUs don't find each other.
+    state = PartialState(cpu=serving.best_device() == "cpu", timeout=_PATIENCE)
     with state.main_process_first():
         yield state.is_main_process
 
@@ -209,8 +214,8 @@ def train(trainer: Any, recorder: Recorder) -> None:
         recorder: Of the same output.
 
     Raises:
-        ConfigurationError: The loss is not a number, something can't be written, or the checkpoint is of a run of more or
-            fewer processes.
+        ConfigurationError: The loss is not a number, something can't be written, or the checkpoint is of a run of
+            another number of processes.
         EngineUnavailableError: There is not enough memory.
         KeyboardInterrupt: Ctrl-C; says how to go on.
     """
@@ -257,7 +262,7 @@ def _check_processes(checkpoint: Path, now: int) -> None:
 
 
 def save(trainer: Any, encoder: Encoder, source: str | Path, folder: Path) -> None:
-    """Write the trained model, whole or not at all. Every process of a run has to call it; when it returns, it is there.
+    """Write the trained model, whole or not at all. Every process of a run has to call it; then it is there for all.
 
     Args:
         trainer: After training.

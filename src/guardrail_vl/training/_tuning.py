@@ -86,7 +86,8 @@ def prepare(
         told = "; ".join(_told(why, ids, longest) for why, ids in unfit.items())
         raise ConfigurationError(
             f"Some of the {len(turns)} turns can't be trained on. {told}.",
-            hint="Mend them, or leave them out with unfit='drop'.",
+            hint="guardrail-vl data validate says what is wrong with a picture or a text. Mend them, or leave them out "
+            "with unfit='drop' (in a recipe: sft: {unfit: drop}).",
         )
     if not examples:
         raise ConfigurationError("There is no turn to train on.")
@@ -97,7 +98,7 @@ _REASONS: Final = {
     "labels": "A side that is there has no label",
     "reasoning": "No reasoning that can be trained on, and no fast share left for it",
     "length": "Longer than {} tokens",
-    "content": "Can't be shown to the model, as a picture that can't be read",
+    "content": "Can't be shown to the model: a picture that can't be read, too long a text, or control tokens",
 }
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from guardrail_vl.errors import ConfigurationError
+
+_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS})
+"""What a disk says that is full, or takes nothing."""
 
 
 @contextlib.contextmanager
@@ -40,8 +45,10 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
                 path.rmdir()
             os.replace(partial, path)
             _to_disk(path.parent)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if (why := _no_room(error)) is not None:
+            raise _unwritten(path.name, why) from error
         raise
 
 
@@ -71,10 +78,23 @@ def written(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigurationError(
-            f"{name} can't be written: {error.strerror or type(error).__name__}.",
-            hint="What was finished before is kept: the same command goes on from there.",
-        ) from error
+        raise _unwritten(name, error.strerror or type(error).__name__) from error
+
+
+def _unwritten(name: str, why: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{name} can't be written: {why}.",
+        hint="What was finished before is kept: the same command goes on from there.",
+    )
+
+
+def _no_room(error: BaseException) -> str | None:
+    """Why the disk took no more, if that is what happened."""
+    if isinstance(error, OSError):
+        return error.strerror if error.errno in _NO_ROOM else None
+    # By its name: this module is imported without safetensors too.
+    said = str(error).partition("I/O error: ")[2] if type(error).__name__ == "SafetensorError" else ""
+    return said.partition(" (os error")[0] or None
 
 
 def _to_disk(path: Path) -> None:

@@ -22,7 +22,7 @@ from pydantic import JsonValue
 from guardrail_vl import __version__
 from guardrail_vl._value import Value
 from guardrail_vl.errors import ConfigurationError, ContentError, GuardrailError, MissingDependencyError
-from guardrail_vl.evaluation._lock import FolderLock
+from guardrail_vl.evaluation._lock import LOCK_FILE, FolderLock
 from guardrail_vl.training import stages
 from guardrail_vl.training._output import Step
 from guardrail_vl.training._trainer import without_known_warnings
@@ -253,6 +253,10 @@ def _begun(recipe: Recipe, folder: Path) -> TrainingRun:
     if there is None:
         if any(room.output(stage).exists() for stage in STAGES):
             raise ConfigurationError(f"The folder {folder.name!r} has stages and no {RUN}.", hint="Use another folder.")
+        if any(path.name not in (LOCK_FILE, RECIPE) and not path.name.startswith(".") for path in folder.iterdir()):
+            raise ConfigurationError(
+                f"The folder {folder.name!r} is not empty, and not a training run.", hint="Name another one."
+            )
     else:
         _check_same(there, state, room)
         known = {one.stage: one for one in there.stages}

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from guardrail_vl._value import Value
-from guardrail_vl.errors import MissingDependencyError
+from guardrail_vl.engines._checkpoint import model_name
+from guardrail_vl.errors import ConfigurationError, MissingDependencyError
 from guardrail_vl.training._encoding import Encoder
 from guardrail_vl.training._sft_config import LoRAConfig, SFTConfig
 from guardrail_vl.training._trainer import (
@@ -37,6 +38,7 @@ from guardrail_vl.training._trainer import (
 from guardrail_vl.training.turns import LabeledTurn
 
 try:
+    import safetensors
     import torch
 
     from guardrail_vl.engines import transformers as serving
@@ -164,9 +166,22 @@ def _prepared(encoder: Encoder, turns: Sequence[LabeledTurn], config: SFTConfig)
 
 
 def load_network(model: str | Path, encoder: Encoder, config: SFTConfig) -> Any:
-    """The weights, with only those that are to be trained open to it."""
+    """The weights, with only those that are to be trained open to it.
+
+    Raises:
+        ConfigurationError: They can't be loaded.
+    """
     hf.set_seed(config.seed)
-    network = encoder.auto_class.from_pretrained(str(model), dtype=_stored(config))
+    try:
+        network = encoder.auto_class.from_pretrained(str(model), dtype=_stored(config))
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise ConfigurationError(
+            f"The weights of {model_name(model, None)} can't be loaded: {error}",
+            hint="The checkpoint lacks files, or one of them is damaged: fetch or copy it again.",
+        ) from error
+    if hf.integrations.is_deepspeed_zero3_enabled():
+        # Transformers 5.23 keeps what it renames in any checkpoint, and would save this one under names of no one's.
+        network._weight_conversions = [one for one in network._weight_conversions if one.was_used()]
     if config.lora is None:
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(trains(name, config))

@@ -124,7 +124,9 @@ def _tokenizer(texts: list[str], vocabulary: int) -> Any:
     )
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     bpe.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=vocabulary, show_progress=False, initial_alphabet=alphabet)
+        # Half of a surrogate pair is no text, and the tokenizer would raise.
+        [text.encode(errors="replace").decode() for text in texts],
+        trainers.BpeTrainer(vocab_size=vocabulary, show_progress=False, initial_alphabet=alphabet),
     )
     trained = json.loads(bpe.to_str())["model"]
     merges: Any = [tuple(merge) for merge in trained["merges"]]
