@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import json
 import random
 import statistics
@@ -73,6 +74,8 @@ class Work:
     """GRPO: of each completion, neither more nor less."""
     micro_batch: int
     """GRPO: completions in a forward pass."""
+    workers: int
+    """SFT: processes that prepare batches."""
     checkpointing: bool
     """SFT: whether activations are computed twice. GRPO on a GPU always does, which is the default of both sides."""
     attention: str
@@ -100,9 +103,9 @@ class Clock:
         """
         wall, cpu = self.wall[every - 1 :: every], self.cpu[every - 1 :: every]
         return {
-            "seconds": [after - before for before, after in zip(wall, wall[1:], strict=False)],
-            "cpu_seconds": statistics.median(b - a for a, b in zip(cpu, cpu[1:], strict=False)),
-            "generating_seconds": self.generating / len(wall),
+            "seconds": [after - before for before, after in itertools.pairwise(wall)],
+            "cpu_seconds": statistics.median(b - a for a, b in itertools.pairwise(cpu)),
+            "generating_seconds": self.generating / len(wall),  # the first step's is in it
         }
 
 
@@ -236,6 +239,7 @@ def measure_sft(who: str, work: Work, folder: Path, output: Path, clock: Clock) 
         accumulation=work.accumulation,
         max_steps=work.steps,
         activation_checkpointing=work.checkpointing,
+        workers=work.workers,
         max_length=16_384,
         save_steps=0,
     )

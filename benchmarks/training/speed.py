@@ -24,11 +24,11 @@ KINDS = ("sft", "grpo")
 WHO = ("ours", "stock")
 FULL = {
     "size": "3b", "side": 756, "prompt_words": 100, "target_words": 130, "batch": 6, "accumulation": 2, "prompts": 8,
-    "group": 8, "new_tokens": 192, "micro_batch": 8, "checkpointing": False, "attention": "auto",
+    "group": 8, "new_tokens": 192, "micro_batch": 8, "workers": 0, "checkpointing": False, "attention": "auto",
 }  # fmt: skip
 SMOKE = {
     "size": "tiny", "side": 112, "prompt_words": 20, "target_words": 30, "batch": 4, "accumulation": 1, "prompts": 4,
-    "group": 4, "new_tokens": 16, "micro_batch": 4, "checkpointing": False, "attention": "sdpa",
+    "group": 4, "new_tokens": 16, "micro_batch": 4, "workers": 0, "checkpointing": False, "attention": "sdpa",
 }  # fmt: skip
 STEPS = {"sft": 8, "grpo": 3}
 """Of a measurement; the first one warms up."""

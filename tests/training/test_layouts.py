@@ -216,7 +216,7 @@ def test_rows_that_are_refused(tmp_path: Path, row: Row, match: str) -> None:
         ("", "holds no rows"),
         ('{"text": "a", "label": "safe"}\n', "no column 'prompt', 'response' or 'images'"),
         ('{"prompt": "a", "label": "safe"}\n\n{"prompt"\n', "row 3: not valid JSON"),
-        ('{"prompt": "a\n', "row 1: not valid JSON: Unterminated string starting at character 11"),
+        ('{"prompt": "a\n', "row 1: not valid JSON: Invalid control character at character 13"),
         ('{"prompt": "a", "label": "safe"}\n[1]\n', "row 2: it is no object"),
     ],
 )

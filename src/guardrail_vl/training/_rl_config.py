@@ -29,6 +29,9 @@ class VLLMConfig(BaseModel, frozen=True, extra="forbid"):
     """server: where it listens, such as `http://10.0.0.5:8000`."""
     timeout: float = Field(default=240.0, gt=0)
     """server: seconds to wait for it to come up."""
+    correct: bool = False
+    """Whether completions that vLLM and the trainer give unlike probabilities count less, or are left out (TRL's
+    importance-sampling correction). The paper has none."""
 
 
 class RLConfig(BaseModel, frozen=True, extra="forbid"):

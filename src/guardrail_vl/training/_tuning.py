@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from guardrail_vl.errors import ConfigurationError, ContentError, MissingDependencyError
@@ -15,13 +15,17 @@ from guardrail_vl.training._encoding import IGNORED, Encoded, Encoder
 from guardrail_vl.training.turns import LabeledTurn
 
 try:
+    import accelerate
     import torch
     import transformers
+    from accelerate.utils import gather_object
 except ImportError as error:
     raise MissingDependencyError(error.name or "torch", extra="train", needed_for="guardrail_vl.training") from error
 
 hf: Any = transformers
 """Only partly typed."""
+
+_PartialState: Any = accelerate.PartialState
 
 CACHED_BYTES: Final = 512 * 1024**2
 """Encoded turns that are kept in memory; those beyond are encoded again each time."""
@@ -54,9 +58,18 @@ class Prepared:
 
 
 def prepare(
-    encoder: Encoder, turns: Sequence[LabeledTurn], *, fast_share: float, seed: int, max_length: int, drop: bool
+    encoder: Encoder,
+    turns: Sequence[LabeledTurn],
+    *,
+    fast_share: float,
+    seed: int,
+    max_length: int,
+    drop: bool,
+    workers: int = 0,
 ) -> Prepared:
     """Encode each turn once, so that what is unfit is known before training begins.
+
+    Several training processes share the work; each gets all of what was found.
 
     Args:
         encoder: Of the checkpoint.
@@ -65,6 +78,7 @@ def prepare(
         seed: See `fast_ones`.
         max_length: Tokens of a turn with its target, at most.
         drop: Leave out what is unfit, instead of refusing it.
+        workers: Processes that encode, beside each training process.
 
     Raises:
         ConfigurationError: Turns are unfit and are not to be dropped, or none is left.
@@ -74,14 +88,14 @@ def prepare(
     examples: list[Example] = []
     unfit: dict[str, list[str]] = {}
     room, used_fast = CACHED_BYTES, 0
-    for place, turn in enumerate(turns):
-        reason, example = _example(encoder, turn, place in fast, longest)
-        if example is None or example.encoded is None:
-            unfit.setdefault(reason, []).append(turn.id)
+    for place, tried in enumerate(_tried(_Trials(encoder, turns, fast, longest), workers)):
+        if tried.reason:
+            unfit.setdefault(tried.reason, []).append(turns[place].id)
             continue
-        room -= _bytes(example.encoded)
+        if tried.encoded is not None:
+            room -= _bytes(tried.encoded)
         used_fast += place in fast
-        examples.append(example if room > 0 else replace(example, encoded=None))
+        examples.append(Example(turns[place], tried.target, tried.encoded if room > 0 else None))
     if unfit and not drop:
         told = "; ".join(_told(why, ids, longest) for why, ids in unfit.items())
         raise ConfigurationError(
@@ -115,24 +129,60 @@ def fast_ones(turns: Sequence[LabeledTurn], share: float, seed: int) -> frozense
     return frozenset(whole[: round(share * len(whole))])
 
 
-def _example(encoder: Encoder, turn: LabeledTurn, fast: bool, longest: int) -> tuple[str, Example | None]:
-    if not turn.whole:
-        return "labels", None
-    if turn.reasoning is None and not fast:
-        return "reasoning", None
-    try:
-        target = encoder.target(turn, fast=fast)
-    except ConfigurationError:  # it holds a tag of the format
-        return "reasoning", None
-    try:
-        encoded = encoder.encode(turn, target=target)
-    except ContentError:
-        return "content", None
-    return ("length", None) if len(encoded.ids) > longest else ("", Example(turn, target, encoded))
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """What became of a turn."""
+
+    reason: str = ""
+    """Why it is unfit. Empty: it is fit."""
+    target: str = ""
+    encoded: Encoded | None = None
+    """None: it has pictures, whose pixels are not worth handing from process to process."""
+
+
+class _Trials(torch.utils.data.Dataset[_Trial]):
+    """Each turn, tried when it is asked for."""
+
+    def __init__(self, encoder: Encoder, turns: Sequence[LabeledTurn], fast: frozenset[int], longest: int) -> None:
+        self._encoder, self._turns, self._fast, self._longest = encoder, turns, fast, longest
+
+    def __len__(self) -> int:
+        return len(self._turns)
+
+    def __getitem__(self, place: int) -> _Trial:
+        turn, fast = self._turns[place], place in self._fast
+        if not turn.whole:
+            return _Trial("labels")
+        if turn.reasoning is None and not fast:
+            return _Trial("reasoning")
+        try:
+            target = self._encoder.target(turn, fast=fast)
+        except ConfigurationError:  # it holds a tag of the format
+            return _Trial("reasoning")
+        try:
+            encoded = self._encoder.encode(turn, target=target)
+        except ContentError:
+            return _Trial("content")
+        if len(encoded.ids) > self._longest:
+            return _Trial("length")
+        return _Trial("", target, encoded if encoded.pixels is None else None)
+
+
+def _tried(trials: _Trials, workers: int) -> Sequence[_Trial]:
+    """All of them, in order."""
+    state = _PartialState()  # as whoever trains has made it
+    mine = range(state.process_index, len(trials), state.num_processes)
+    loader = torch.utils.data.DataLoader(trials, batch_size=None, sampler=mine, num_workers=workers)
+    found = list(loader)
+    if state.num_processes == 1:
+        return found
+    shares: list[list[_Trial]] = gather_object([found])
+    return [shares[place % state.num_processes][place // state.num_processes] for place in range(len(trials))]
 
 
 def _bytes(row: Encoded) -> int:
-    return 16 * len(row.ids) + (0 if row.pixels is None else row.pixels.nbytes)
+    # A Python integer with its place in a list, and one more for its label.
+    return 2 * 44 * len(row.ids) + (0 if row.pixels is None else row.pixels.nbytes)
 
 
 class Rows(torch.utils.data.Dataset[Encoded]):

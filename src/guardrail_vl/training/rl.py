@@ -262,6 +262,7 @@ def _vllm_arguments(vllm: VLLMConfig) -> dict[str, Any]:
         "vllm_max_model_length": vllm.max_length,
         "vllm_server_base_url": vllm.url,
         "vllm_server_timeout": vllm.timeout,
+        "vllm_importance_sampling_correction": vllm.correct,
     }
 
 

@@ -162,6 +162,7 @@ def _prepared(encoder: Encoder, turns: Sequence[LabeledTurn], config: SFTConfig)
         seed=config.seed,
         max_length=config.max_length,
         drop=config.unfit == "drop",
+        workers=config.workers,
     )
 
 
