@@ -164,8 +164,12 @@ def test_each_content_once(tmp_path: Path, choice: str, left: list[str], word: s
         "The same content with other labels: c, d",
         f"2 turns contradict each other; {word}.",
     ]
-    again = tried("convert", lines(tmp_path / "t.jsonl", rows[:2]), "--output", out, "--dedupe", choice)
-    assert again.exit_code == 0
+    command = ("convert", lines(tmp_path / "t.jsonl", rows[:2]), "--output", out, "--dedupe", choice)
+    before = out.read_bytes()
+    refused = tried(*command)
+    assert (refused.exit_code, out.read_bytes()) == (2, before)
+    assert refused.stderr == "Error: The file 'out.jsonl' is there.\n--overwrite writes over it.\n"
+    assert tried(*command, "--overwrite").exit_code == 0
 
 
 # ---- split --------------------------------------------------------------------------------------------------------
@@ -178,6 +182,8 @@ def test_sides_get_a_file_each(good: Path, tmp_path: Path) -> None:
     train, held = read(out / "train.jsonl"), read(out / "held_out.jsonl")
     assert {*train, *held} == {*read(good)}
     assert leaks(train, held) == ()
+    assert tried("split", good, "--output", out).exit_code == 2
+    assert tried("split", good, "--output", out, "--overwrite").exit_code == 0
     write(tmp_path / "good.parquet", read(good))
     got = tried("split", tmp_path / "good.parquet", "--output", out, "--share", "a=.5", "--share", "b=.5", "--seed", 4)
     assert got.exit_code == 0

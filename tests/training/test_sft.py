@@ -21,7 +21,7 @@ from guardrail_vl.errors import ConfigurationError
 from guardrail_vl.training import synthetic, tiny
 from guardrail_vl.training._encoding import IGNORED, Encoder
 from guardrail_vl.training._trainer import Step
-from guardrail_vl.training._tuning import Collator, Trainer, fast_ones, prepare
+from guardrail_vl.training._tuning import Collator, Rows, Trainer, fast_ones, prepare
 from guardrail_vl.training.sft import LoRAConfig, SFTConfig, sft
 from guardrail_vl.training.turns import LabeledTurn
 from guardrail_vl.verdict import Label
@@ -316,6 +316,19 @@ def test_nothing_is_ever_cut(encoder: Encoder) -> None:
     assert kept.examples[0].encoded.ids[-1] == encoder.end
     with pytest.raises(ConfigurationError, match=f"Longer than {length - 1} tokens"):
         prepare(encoder, [turn], fast_share=0, seed=0, max_length=length - 1, drop=False)
+
+
+def test_other_processes_prepare_the_same(encoder: Encoder) -> None:
+    turns = [*MIXED, replace(MIXED[0], id="silent", reasoning=None)]
+    alone, helped = (
+        prepare(encoder, turns, fast_share=0, seed=0, max_length=2048, drop=True, workers=workers) for workers in (0, 2)
+    )
+    assert [(one.turn.id, one.target) for one in helped.examples] == [
+        (one.turn.id, one.target) for one in alone.examples
+    ]
+    assert helped.dropped == alone.dropped == {"reasoning": 1}
+    rows = zip(Rows(encoder, alone.examples), Rows(encoder, helped.examples), strict=True)
+    assert all(one.ids == other.ids and one.labels == other.labels for one, other in rows)
 
 
 def test_turns_without_reasoning_fill_the_fast_share_first(encoder: Encoder) -> None:

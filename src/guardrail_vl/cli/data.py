@@ -67,6 +67,7 @@ FolderOption = Annotated[
     Path | None,
     typer.Option("--folder", metavar="FOLDER", help="What the pictures' paths are relative to. Default: the file's."),
 ]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Write over files that are there.")]
 PicturesOption = Annotated[
     PicturesChoice,
     typer.Option("--pictures", help="Where pictures go: as they are, all beside the file, or all inside it."),
@@ -145,10 +146,12 @@ def data_convert(
         DedupeChoice | None,
         typer.Option("--dedupe", help="Each content once; what contradicts itself is dropped or kept."),
     ] = None,
+    overwrite: OverwriteOption = False,
 ) -> int:
     """Write labelled turns of any layout as one file of ours."""
     from guardrail_vl.training import dataset
 
+    _check_free(output, overwrite)
     turns, lost = _sound(files, layout, folder) if leave_out else (_joined(files, layout, folder), 0)
     contradicting: Sequence[Sequence[str]] = ()
     if dedupe is not None:
@@ -181,6 +184,7 @@ def data_split(
     layout: LayoutOption = None,
     folder: FolderOption = None,
     pictures: PicturesOption = PicturesChoice.KEPT,
+    overwrite: OverwriteOption = False,
 ) -> int:
     """Divide labelled turns so that no request stands on two sides."""
     from guardrail_vl.training import dataset
@@ -188,6 +192,8 @@ def data_split(
     shares = _shares(share) if share else dataset.SHARES
     sides = dataset.split(_joined(files, layout, folder), shares, seed)
     ending = ".parquet" if all(file.suffix == ".parquet" for file in files) else ".jsonl"
+    for name in sides:
+        _check_free(output / f"{name}{ending}", overwrite)
     for name, turns in sides.items():
         dataset.write(output / f"{name}{ending}", turns, pictures=pictures.value)
         say(f"{len(turns)} turns in {output / f'{name}{ending}'}")
@@ -209,6 +215,11 @@ def _shares(given: Sequence[str]) -> dict[str, float]:
 
 
 # ---- files --------------------------------------------------------------------------------------------------------
+
+
+def _check_free(output: Path, overwrite: bool) -> None:
+    if output.exists() and not overwrite:
+        raise ConfigurationError(f"The file {output.name!r} is there.", hint="--overwrite writes over it.")
 
 
 def _parse(file: Path, layout: LayoutChoice | None, folder: Path | None) -> Parsed:

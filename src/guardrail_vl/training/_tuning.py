@@ -143,6 +143,9 @@ class _Trial:
 class _Trials(torch.utils.data.Dataset[_Trial]):
     """Each turn, tried when it is asked for."""
 
+    alone = True
+    """Whether no other process takes part."""
+
     def __init__(self, encoder: Encoder, turns: Sequence[LabeledTurn], fast: frozenset[int], longest: int) -> None:
         self._encoder, self._turns, self._fast, self._longest = encoder, turns, fast, longest
 
@@ -165,12 +168,13 @@ class _Trials(torch.utils.data.Dataset[_Trial]):
             return _Trial("content")
         if len(encoded.ids) > self._longest:
             return _Trial("length")
-        return _Trial("", target, encoded if encoded.pixels is None else None)
+        return _Trial("", target, encoded if self.alone or encoded.pixels is None else None)
 
 
 def _tried(trials: _Trials, workers: int) -> Sequence[_Trial]:
     """All of them, in order."""
     state = _PartialState()  # as whoever trains has made it
+    trials.alone = workers == 0 and state.num_processes == 1
     mine = range(state.process_index, len(trials), state.num_processes)
     loader = torch.utils.data.DataLoader(trials, batch_size=None, sampler=mine, num_workers=workers)
     found = list(loader)
