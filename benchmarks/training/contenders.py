@@ -391,6 +391,6 @@ def measure(who: str, work: Work, place: Path) -> dict[str, Any]:
     device = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} thread(s)"
     figures["machine"] = (
         f"{device}, torch {torch.__version__}, transformers {transformers.__version__}, trl {trl.__version__}, "
-        f"{work.attention}"
+        f"{work.attention}, computed in {str(serving.best_dtype(serving.best_device())).removeprefix('torch.')}"
     )
     return figures

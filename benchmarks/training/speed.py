@@ -38,6 +38,7 @@ def one(kind: str, who: str, settings: dict[str, Any], limit: float) -> dict[str
     """A contender in a process of its own. What failed says why."""
     told = json.dumps({"who": who, "work": {**settings, "kind": kind}})
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one GPU: several would change the work
     if settings["size"] == "tiny":
         environment |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     begun = time.monotonic()
@@ -60,9 +61,10 @@ def one(kind: str, who: str, settings: dict[str, Any], limit: float) -> dict[str
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians over all steps of all rounds."""
+    """Medians over all steps of all rounds that came to their end."""
     errors = [run["error"] for run in runs if "error" in run]
-    if errors:
+    runs = [run for run in runs if "error" not in run]
+    if not runs:
         return {"error": errors[0]}
     seconds = [value for run in runs for value in run["seconds"]]
     step = statistics.median(seconds)
@@ -72,6 +74,7 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "fastest": min(seconds),
         "slowest": max(seconds),
         "timed_steps": len(seconds),
+        "failed_runs": len(errors),
         "tokens_per_step": runs[0]["tokens_per_step"],
         "tokens_per_second": runs[0]["tokens_per_step"] / step,
         "cpu_seconds_per_step": statistics.median(run["cpu_seconds"] for run in runs),
@@ -127,6 +130,8 @@ def markdown(result: dict[str, Any]) -> str:
                 *(f"{ratio[name]:.2f}" if name in ratio else "" for name in ("tokens_per_second", "peak_gib")),
             ]  # fmt: skip
             lines.append(f"| {kind} | {who} | {' | '.join(cells)} |")
+            if v["failed_runs"]:
+                lines.append(f"| {kind} | {who} | {v['failed_runs']} more run(s) failed |" + " |" * 8)
     lines += ["", "Settings: " + ", ".join(f"{name} {value}" for name, value in settings.items()) + "."]
     return "\n".join(lines) + "\n"
 
