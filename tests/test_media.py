@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
+from guardrail_vl._views import Views
 from guardrail_vl.errors import ConfigurationError, ContentError
 from guardrail_vl.media import (
     DEFAULT_LIMITS,
@@ -29,7 +30,6 @@ from guardrail_vl.media import (
     load_image,
     read_source,
     render_views,
-    view_count,
 )
 
 SECRET = "hunter2"
@@ -122,7 +122,7 @@ def test_every_format_is_read_by_its_content(name: str) -> None:
     assert facts.frames == {"gif-animated": 3, "apng": 3, "webp-animated": 3, "mpo": 2}.get(name, 1)
     views = render_views(VALID[name])
     assert {view.mode for view in views} == {"RGB"}
-    assert len(views) == view_count(VALID[name]) >= facts.frames
+    assert len(views) == Views(VALID[name]).count >= facts.frames
     assert views[0].size == (facts.width, facts.height)
 
 
@@ -221,8 +221,8 @@ def test_text_in_fully_transparent_pixels_is_seen() -> None:
 
 def test_an_alpha_channel_without_transparency_adds_nothing() -> None:
     for name in ("png-alpha", "webp-lossless"):
-        assert view_count(VALID[name]) == 1
-    assert view_count(saved(scene("LA"), "PNG")) == 1
+        assert Views(VALID[name]).count == 1
+    assert Views(saved(scene("LA"), "PNG")).count == 1
 
 
 @pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP"])
@@ -239,7 +239,7 @@ def test_repeated_frames_are_seen_once() -> None:
     first, second = frames(2)
     gif = saved(first, "GIF", save_all=True, append_images=[second, first], duration=[10, 20, 30])
     assert load_image(gif).frames == 3
-    assert view_count(gif) == 2
+    assert Views(gif).count == 2
 
 
 def test_an_apng_still_that_is_no_frame_is_seen_too() -> None:
@@ -522,7 +522,7 @@ def judged_or_refused(data: bytes) -> None:
         pass
     else:
         views = render_views(data)
-        assert len(views) == view_count(data) >= 1
+        assert len(views) == Views(data).count >= 1
         assert facts.frames >= 1
     assert time.perf_counter() - started < 5
 
@@ -705,7 +705,7 @@ def test_a_picture_in_memory_keeps_its_transparency_and_loses_its_metadata() -> 
     image.info["transparency"] = 0
     image.info["comment"] = SECRET
     opened = Image.open(io.BytesIO(saved(scene(), "PNG", exif=exif(6))))
-    assert view_count(read_source(image)) == 3
+    assert Views(read_source(image)).count == 3
     assert SECRET.encode() not in read_source(image)
     assert only(read_source(opened)).size == (24, 16)  # as the caller's own pixels are
     assert image.info["comment"] == SECRET

@@ -90,40 +90,38 @@ def load_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> ImageFacts:
     Raises:
         ContentError: It is no picture that can be judged in full. The message holds none of its content.
     """
+    return verified(data, limits)[0]
+
+
+def verified(data: bytes, limits: ImageLimits) -> tuple[ImageFacts, PILImage | None]:
+    """The same; and what was decoded of a picture of a single frame, for `render_views`."""
     if len(data) > limits.max_bytes:
         raise _too_large(limits)
     picture = open_picture(data, max_pixels=limits.max_pixels, max_frames=limits.max_frames)
-    for _ in _decoded(picture):
-        pass
+    decoded = None
+    for _, image in _decoded(picture):
+        decoded = image
+    single = len(picture.stills) == 1 and picture.stills[0].frames == 1
     width, height = picture.width, picture.height
     if picture.stills[0].orientation >= 5:
         width, height = height, width
-    return ImageFacts(picture.media_type, width, height, picture.frames)
+    return ImageFacts(picture.media_type, width, height, picture.frames), decoded if single else None
 
 
-def render_views(data: bytes) -> tuple[PILImage, ...]:
+def render_views(data: bytes, decoded: PILImage | None = None) -> tuple[PILImage, ...]:
     """Every RGB picture that someone who opens this file may see, without exact repeats. See the top of this module.
 
     Args:
         data: Bytes that `load_image` accepted; the caps are not checked again.
+        decoded: What `verified` gave of them. Nobody may have changed it.
 
     Raises:
         ContentError: It can't be decoded.
     """
     picture = open_picture(data, max_pixels=math.inf, max_frames=math.inf)
     with _door():
-        views = [view for frame in _frames(picture) for view in _opaque(frame)]
+        views = [view for frame in _frames(picture, decoded) for view in _opaque(frame)]
         return tuple(views) if len(views) == 1 else tuple(_distinct(views))
-
-
-def view_count(data: bytes) -> int:
-    """How many views `render_views` gives; at no cost for a single JPEG, which can't be transparent.
-
-    Raises:
-        ContentError: It can't be decoded.
-    """
-    picture = open_picture(data, max_pixels=math.inf, max_frames=math.inf)
-    return 1 if picture.format == "JPEG" and picture.frames == 1 else len(render_views(data))
 
 
 def fit(image: PILImage, max_pixels: int) -> PILImage:
@@ -293,12 +291,13 @@ def _decoded(picture: Picture) -> Iterator[tuple[Still, PILImage]]:
                 yield still, image.copy() if still.frames > 1 else image
 
 
-def _frames(picture: Picture) -> Iterator[PILImage]:
+def _frames(picture: Picture, decoded: PILImage | None) -> Iterator[PILImage]:
     """What a viewer shows, one after the other, upright: `RGB`, or `RGBA` where something is transparent."""
     canvas: PILImage | None = None
     size = (picture.width, picture.height)
     drawn = sum(not still.alone for still in picture.stills)
-    for still, image in _decoded(picture):
+    drawing = _decoded(picture) if decoded is None else [(picture.stills[0], decoded)]
+    for still, image in drawing:
         pixels, *others = _readings(image, still.key)
         if still.alone or still.frames > 1 or (drawn == 1 and pixels.size == size):
             for reading in (pixels, *others):
@@ -382,5 +381,5 @@ def _distinct(images: Iterable[PILImage]) -> Iterator[PILImage]:
 
 __all__ = [
     "DEFAULT_LIMITS", "ImageFacts", "ImageLimits", "ImageSource", "PILImage", "encode", "fit", "load_image",
-    "read_source", "render_views", "view_count",
+    "read_source", "render_views", "verified",
 ]  # fmt: skip

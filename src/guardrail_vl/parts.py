@@ -11,8 +11,9 @@ from typing import Annotated, Final, Literal, Self, get_args
 from pydantic import Field
 
 from guardrail_vl._value import Value
+from guardrail_vl._views import Views
 from guardrail_vl.errors import ContentError
-from guardrail_vl.media import DEFAULT_LIMITS, ImageLimits, ImageSource, PILImage, load_image, read_source, render_views
+from guardrail_vl.media import DEFAULT_LIMITS, ImageLimits, ImageSource, PILImage, read_source
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 ROLES: Final[tuple[str, ...]] = get_args(Role)
@@ -54,8 +55,15 @@ class TextPart(Value):
         checked(self.text, "text")
 
 
+class _Shown:
+    """A place beside the fields: what stands here is no part of the value, nor of its pickle."""
+
+    __slots__ = ("_views",)
+    _views: Views
+
+
 @dataclass(frozen=True, slots=True)
-class ImagePart(Value):
+class ImagePart(Value, _Shown):
     """A picture, verified when it is made: its type is read from the bytes, its size is capped, all of it decodes.
 
     The bytes are kept as they came, so what is judged is what is forwarded.
@@ -79,7 +87,7 @@ class ImagePart(Value):
         self._verify(DEFAULT_LIMITS)
 
     def _verify(self, limits: ImageLimits) -> None:
-        facts = load_image(self.data, limits)
+        facts = self._shown.verify(limits)
         object.__setattr__(self, "media_type", facts.media_type)
         object.__setattr__(self, "width", facts.width)
         object.__setattr__(self, "height", facts.height)
@@ -98,9 +106,32 @@ class ImagePart(Value):
         part._verify(limits)
         return part
 
+    @property
+    def _shown(self) -> Views:
+        try:
+            return self._views
+        except AttributeError:  # new, or unpickled
+            views = Views(self.data)
+            object.__setattr__(self, "_views", views)
+            return views
+
+    @property
+    def view_count(self) -> int:
+        """How many pictures `views` gives."""
+        return self._shown.count
+
     def views(self) -> tuple[PILImage, ...]:
         """Every RGB picture that someone who opens this file may see: each frame, and each reading of transparency."""
-        return render_views(self.data)
+        return self._shown.every()
+
+    def view(self, number: int, *, max_pixels: int) -> PILImage:
+        """One of `views`, scaled down to fit.
+
+        Args:
+            number: Which of them, from 0.
+            max_pixels: Width times height, at most.
+        """
+        return self._shown.one(number, max_pixels)
 
     @property
     def data_url(self) -> str:

@@ -78,6 +78,10 @@ def test_a_better_guard_passes_and_all_is_told(server: Server, turns: Path, old:
     assert lines[0] == "Old: old-guard"
     row = next(line.split() for line in lines if line.startswith("prompt") and " all " in line)
     assert row[2:5] == ["300", "50.7", "100.0"]
+    heads = next(line for line in lines if line.startswith("task"))
+    assert "F1 change" in heads
+    assert float(row[5]) == pytest.approx(49.3, abs=0.1)
+    assert row[-9:-6] == ["0", "→", "0"], "no verdict"
     assert "Passed: the new guard is better." in lines
     assert json.loads((out / "gate.json").read_text("utf-8"))["passed"] is True
     assert (out / "report.html").is_file()
@@ -100,6 +104,45 @@ def test_a_guard_that_is_not_better_has_its_own_status(server: Server, turns: Pa
     ]
     assert value["config"]["min_samples"] == 150
     assert value["folder"] == str(tmp_path / "b")
+
+
+def test_samples_without_a_verdict_are_counted(turns: Path, old: Path, tmp_path: Path) -> None:
+    from guardrail_vl.training.dataset import read
+
+    broken = Guard(engine=ScriptedEngine(lambda prompt: "no idea", model="broken"))
+    saved = run(broken, sets_of(read(turns)[:30]), tmp_path / "broken").folder
+    some = tmp_path / "some.jsonl"
+    write(some, read(turns)[:30])
+    command = (old, saved, "--turns", some, "--min-samples", "0", "--out", tmp_path / "gate")
+    got = tried(*command)
+    assert got.exit_code == 1
+    row = next(line.split() for line in got.stdout.splitlines() if line.startswith("prompt") and " all " in line)
+    assert row[-9:-6] == ["0", "→", "30"]
+    value = json.loads(tried(*command, "--json").stdout)
+    assert [value["slices"][0][side]["no_verdict"] for side in ("old", "new")] == [0, 30]
+
+
+@pytest.mark.parametrize("name", ["max-fpr-increase", "max-slice-loss"])
+def test_a_limit_can_be_switched_off(name: str, turns: Path, old: Path, tmp_path: Path) -> None:
+    def alarmed(prompt: Any) -> str:
+        text = prompt.messages[-1].text
+        number = int(text.partition("question ")[2].split()[0])
+        label = "harmful" if "bomb" in text or number % 10 == 1 else "unharmful"
+        return f"<think>Looked.\n</think>\n\n<result>\nRequest: {label}\nResponse: None\n</result>"
+
+    from guardrail_vl.training.dataset import read
+
+    new = run(Guard(engine=ScriptedEngine(alarmed, model="new")), sets_of(read(turns)), tmp_path / "new").folder
+    command = (old, new, "--turns", turns, "--out", tmp_path / "gate")
+    got = tried(*command)
+    assert got.exit_code == 1
+    assert "false alarms rose" in got.stdout
+    off = tried(*command, f"--{name}", "None", "--json")
+    config = json.loads(off.stdout)["config"]
+    assert config[name.replace("-", "_")] is None
+    assert off.exit_code == (0 if name == "max-fpr-increase" else 1)
+    for wrong in ("1", "-0.1", "nan", "some"):
+        assert tried(*command, f"--{name}", wrong).exit_code == 2
 
 
 @pytest.mark.parametrize(

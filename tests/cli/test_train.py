@@ -55,8 +55,8 @@ def test_a_recipe_is_checked_without_running(tmp_path: Path, monkeypatch: pytest
     told = {line.split()[0]: line.split(maxsplit=1)[1].strip() for line in got.stdout.splitlines() if line.strip()}
     assert told["stages"] == "data, sft, mine, concat, rl, export, gate"
     assert told["base"] == "tiny, built here"
-    assert told["data"] == "synthetic, 256 turns and 48 held out"
-    assert told["policy"].startswith("default @")
+    assert "turns.jsonl" in told["data"]
+    assert told["policy"].startswith("parcel-desk @")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -130,6 +130,51 @@ def test_wrong_use(recipe: Path, tmp_path: Path) -> None:
     got = tried("status", tmp_path / "none")
     assert got.exit_code == 2
     assert "There is no training run in 'none'" in got.stderr
+
+
+def left_running(recipe: Path, out: Path) -> None:
+    """A run's folder as a process leaves it that works, or was killed."""
+    assert tried("run", recipe, "--output", out).exit_code == 0
+    found = runs.load(out)
+    (out / "run.json").write_text(found.with_stage(replace(found.stages[0], state="running")).to_json(), "utf-8")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_a_process_that_works_is_told_from_one_that_was_killed(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    left_running(recipe, out)
+    script = (
+        "import sys, time; from pathlib import Path; from guardrail_vl.evaluation._lock import FolderLock; "
+        "FolderLock(Path(sys.argv[1])).acquire(); print('held', flush=True); time.sleep(100)"
+    )
+    path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+    with subprocess.Popen([sys.executable, "-c", script, str(out)], env={**os.environ, "PYTHONPATH": path},
+                          stdout=subprocess.PIPE, text=True) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        living = tried("status", out)
+        assert living.stdout.splitlines()[1].split()[:2] == ["data", "running"]
+        process.send_signal(signal.SIGKILL)
+    assert (out / "run.lock").read_text() == str(process.pid), "what it leaves"
+    killed = tried("status", out)
+    assert killed.stdout.splitlines()[1].split()[:2] == ["data", "stopped"]
+    assert "data was stopped: the same train run command goes on from there." in killed.stdout
+    assert json.loads((out / "run.json").read_text("utf-8"))["stages"][0]["state"] == "running", "nothing is written"
+    assert tried("run", recipe, "--output", out).exit_code == 0
+    assert tried("status", out).stdout.splitlines()[1].split()[:2] == ["data", "done"]
+
+
+def test_the_status_needs_nothing_heavy(recipe: Path, tmp_path: Path) -> None:
+    left_running(recipe, tmp_path / "out")
+    script = (
+        "import sys; sys.modules.update(dict.fromkeys(('torch', 'transformers', 'numpy', 'sklearn', 'matplotlib'))); "
+        "sys.argv[0] = 'guardrail-vl'; from guardrail_vl.cli import main; main()"
+    )
+    path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-c", script, "train", "status", str(tmp_path / "out")]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-800:]
+    assert done.stdout == tried("status", tmp_path / "out").stdout
 
 
 @pytest.mark.parametrize(("passed", "status"), [(True, 0), (False, 1)])

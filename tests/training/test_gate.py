@@ -163,6 +163,13 @@ def test_every_stage_must_be_better_unless_one_is_named(tmp_path: Path) -> None:
     worse = guard(sets, some(answered, 0.6), model="worse")
     result = gate(old, worse, sets, tmp_path / "worse", config=named)
     assert any(reason.startswith("response, all: F1 fell by") for reason in result.reasons)
+    # Its false alarms and its answers' form are not looked at.
+    alarmed = guard(sets, some(answered, 0.4, only=Label.UNHARMFUL), unread=some(answered, 0.05), model="alarmed")
+    limits = {"max_slice_loss": None, "max_fpr_increase": 0.0, "max_parse_failure_increase": 0.0}
+    loose = gate(old, alarmed, sets, tmp_path / "alarmed", config=named.model_copy(update=limits))
+    assert loose.passed, reasons(loose)
+    strict = gate(old, alarmed, sets, tmp_path / "alarmed", config=QUICK.model_copy(update=limits))
+    assert any(reason.startswith("response: false alarms rose") for reason in strict.reasons)
     absent = gate(old, new, [asked], tmp_path / "absent", config=QUICK.model_copy(update={"stages": (Stage.RESPONSE,)}))
     assert "response: there is no labelled sample of it." in absent.reasons
 
@@ -187,6 +194,8 @@ def test_answers_must_stay_short_and_readable(tmp_path: Path) -> None:
         "prompt: answers that can't be read went from 0.0% to 4.0% of all; allowed are 1.0 points more.",
         "prompt: answers went from 40 to 75 tokens on average; allowed are 30 more.",
     )
+    told = json.loads((tmp_path / "gate.json").read_text("utf-8"))["slices"][0]
+    assert (told["old"]["no_verdict"], told["new"]["no_verdict"]) == (0, 8)
     lax = config.model_copy(update={"max_length_increase": 35.0, "max_parse_failure_increase": 0.04})
     assert gate(old, new, [one], tmp_path, config=lax).passed
     assert result.slices[0].new.tokens == 75

@@ -291,6 +291,19 @@ def test_spoilt_weights_are_told(made: Callable[..., Any]) -> None:
         rollout(trainer)
 
 
+def test_a_group_s_pixels_stand_as_often_and_where_its_rows_do(base: Path) -> None:
+    turns = synthetic.turns(3, seed=2, kind="image")
+    rows = [2, 2, 0, 1, 1, 1, 2]
+    for memory in (10**9, 0):
+        known = Rows(Encoder(base), turns, memory=memory)
+        ids = torch.zeros(len(rows), 3, dtype=torch.long)
+        for dtype in (torch.float32, torch.bfloat16):
+            seen = known.seen(rows, ids, dtype=dtype)
+            wanted = [known.encoded(row) for row in rows]
+            assert torch.equal(seen["pixel_values"], torch.cat([one.pixels for one in wanted]).to(dtype))
+            assert torch.equal(seen["image_grid_thw"], torch.cat([one.grid for one in wanted]))
+
+
 def test_pixels_beyond_the_memory_are_made_again(base: Path) -> None:
     turns = synthetic.turns(3, seed=2, kind="image")
     plenty, none = Rows(Encoder(base), turns), Rows(Encoder(base), turns, memory=0)

@@ -266,3 +266,12 @@ def test_everything_that_is_missing_is_named_at_once(tmp_path: Path) -> None:
     recipe = Recipe.of(raw(base="./model", data={"train": ["a.jsonl", "b.jsonl"], "share": 0.5}), folder=tmp_path)
     with pytest.raises(ConfigurationError, match=r"a\.jsonl, b\.jsonl, \./model"):
         recipe.check()
+
+
+def test_how_a_stage_runs_decides_nothing_of_what_comes_out() -> None:
+    one, other = (
+        Recipe.of(raw(sft={"workers": workers}, mine={"tensor_parallel": gpus}, rl={}))
+        for workers, gpus in ((0, 1), (3, 2))
+    )
+    assert one != other
+    assert one.conditions() == other.conditions()

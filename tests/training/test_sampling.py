@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,6 +39,7 @@ from guardrail_vl.prompt_format.base import Prompt
 from guardrail_vl.prompt_format.guardreasoner_vl import GuardReasonerVL, parse_text
 from guardrail_vl.training import _local_sampling, synthetic, tiny
 from guardrail_vl.training._local_sampling import TransformersSampler, VLLMSampler
+from guardrail_vl.training.mining import MiningConfig, mine
 from guardrail_vl.training.sampling import Sample, Sampler, ServerSampler, kind_for, open_sampler, seed_of
 from guardrail_vl.training.turns import LabeledTurn
 from guardrail_vl.verdict import Label
@@ -309,6 +313,44 @@ def test_the_kind_can_be_said_or_is_found_out(folder: Path) -> None:
     assert kind_for(folder, "vllm") == "vllm"
     assert kind_for(folder, "transformers") == "transformers"
     assert kind_for(folder) in ("transformers", "vllm")
+
+
+# --- several GPUs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked_of_vllm(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What `vllm.LLM` is given, of a stand-in for that package that loads nothing."""
+    asked: list[dict[str, Any]] = []
+
+    class LLM:
+        def __init__(self, model: str, **options: Any) -> None:
+            asked.append(options)
+            raise RuntimeError("no GPU here")
+
+    package, platforms = ModuleType("vllm"), ModuleType("vllm.platforms")
+    package.__spec__ = ModuleSpec("vllm", None)
+    vars(package)["LLM"] = LLM
+    vars(platforms)["current_platform"] = SimpleNamespace(device_type="cuda")
+    monkeypatch.setitem(sys.modules, "vllm", package)
+    monkeypatch.setitem(sys.modules, "vllm.platforms", platforms)
+    return asked
+
+
+def test_mining_shares_a_model_among_gpus(folder: Path, tmp_path: Path, asked_of_vllm: list[dict[str, Any]]) -> None:
+    for gpus in (1, 2, 4):  # the last ones go on with the folder of the first
+        config = MiningConfig(engine="vllm", tensor_parallel=gpus)
+        with pytest.raises(ConfigurationError, match="no GPU here"):
+            mine(folder, [BOMB], tmp_path / "mined", config=config)
+    assert [options.get("tensor_parallel_size", 1) for options in asked_of_vllm] == [1, 2, 4]
+    with pytest.raises(ConfigurationError, match="sampler"):  # another kind is another run
+        mine(folder, [BOMB], tmp_path / "mined", config=MiningConfig(engine="transformers"))
+
+
+def test_transformers_takes_no_several_gpus(folder: Path, tmp_path: Path) -> None:
+    config = MiningConfig(engine="transformers", tensor_parallel=2)
+    with pytest.raises(ConfigurationError, match="tensor_parallel is 2, and transformers runs the model on one device"):
+        mine(folder, [BOMB], tmp_path / "mined", config=config)
 
 
 # --- a server --------------------------------------------------------------------------------------------------------

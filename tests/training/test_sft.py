@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import shutil
 import signal
 from collections.abc import Sequence
@@ -21,7 +23,7 @@ from guardrail_vl.errors import ConfigurationError
 from guardrail_vl.training import synthetic, tiny
 from guardrail_vl.training._encoding import IGNORED, Encoder
 from guardrail_vl.training._trainer import Step
-from guardrail_vl.training._tuning import Collator, Rows, Trainer, fast_ones, prepare
+from guardrail_vl.training._tuning import Collator, Rows, Trainer, fast_ones, helpers, prepare
 from guardrail_vl.training.sft import LoRAConfig, SFTConfig, sft
 from guardrail_vl.training.turns import LabeledTurn
 from guardrail_vl.verdict import Label
@@ -265,6 +267,46 @@ def test_accumulated_batches_are_one_large_batch(base: Path, tmp_path: Path) -> 
     assert one["grad_norm"] == pytest.approx(other["grad_norm"], abs=1e-4)
 
 
+def test_other_processes_change_no_batch(base: Path, tmp_path: Path) -> None:
+    """Forked ones; what is pickled, where processes are spawned, gives the same rows."""
+    for workers in (0, 2):
+        config = ONE_STEP.model_copy(update={"batch_size": 2, "max_steps": 5, "workers": workers})
+        sft(base, MIXED, tmp_path / str(workers), config=config, held_out=MIXED[:3])
+    assert same(*(weights(tmp_path / str(workers) / "model") for workers in (0, 2)))
+    told = [
+        [json.loads(line) for line in (tmp_path / str(workers) / "metrics.jsonl").read_text().splitlines()]
+        for workers in (0, 2)
+    ]
+    losses = [[line[name] for line in lines for name in ("loss", "eval_loss") if name in line] for lines in told]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) > 5
+    rows = Rows(Encoder(base), prepare(Encoder(base), MIXED, fast_share=0, seed=0, max_length=2048, drop=True).examples)
+    others = pickle.loads(pickle.dumps(Rows(rows._encoder, [replace(one, encoded=None) for one in rows._examples])))
+    for place in range(len(rows)):
+        assert (rows[place].ids, rows[place].labels) == (others[place].ids, others[place].labels)
+        assert (rows[place].pixels is None) == (others[place].pixels is None)
+        assert rows[place].pixels is None or torch.equal(rows[place].pixels, others[place].pixels)
+
+
+@pytest.mark.parametrize(
+    ("asked", "cuda", "cores", "sharing", "workers"),
+    [
+        (None, False, 16, 1, 0),
+        (None, True, 16, 1, 4),
+        (None, True, 16, 8, 1),
+        (None, True, 2, 4, 0),
+        (3, False, 1, 1, 3),
+    ],
+)
+def test_a_gpu_is_helped_by_cores_that_are_left(
+    asked: int | None, cuda: bool, cores: int, sharing: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(sharing))
+    assert helpers(asked) == workers
+
+
 # --- turns that can't be trained on ------------------------------------------------------------------------------------
 
 
@@ -327,8 +369,9 @@ def test_other_processes_prepare_the_same(encoder: Encoder) -> None:
         (one.turn.id, one.target) for one in alone.examples
     ]
     assert helped.dropped == alone.dropped == {"reasoning": 1}
-    rows = zip(Rows(encoder, alone.examples), Rows(encoder, helped.examples), strict=True)
-    assert all(one.ids == other.ids and one.labels == other.labels for one, other in rows)
+    rows, others = Rows(encoder, alone.examples), Rows(encoder, helped.examples)
+    for place in range(len(alone.examples)):
+        assert (rows[place].ids, rows[place].labels) == (others[place].ids, others[place].labels)
 
 
 def test_turns_without_reasoning_fill_the_fast_share_first(encoder: Encoder) -> None:

@@ -43,6 +43,19 @@ _RUN: Final = "How it runs"
 _SEEN: Final = "seen.txt"
 
 
+def _limit(value: str | float) -> float | None:
+    """A share in [0, 1), or `none`: no limit."""
+    if str(value).strip().lower() == "none":
+        return None
+    try:
+        share = float(value)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < 1:
+        raise typer.BadParameter("give a share from 0 to below 1, such as 0.01, or none")
+    return share
+
+
 @door
 def train_gate(
     old: Annotated[
@@ -80,7 +93,9 @@ def train_gate(
     stage: Annotated[
         list[Stage] | None,
         typer.Option(
-            "--stage", help="Where it must be better. Default: all that the samples have.", rich_help_panel=_RULES
+            "--stage",
+            help="Where it must be better and keep the limits. Default: all that the samples have.",
+            rich_help_panel=_RULES,
         ),
     ] = None,
     min_samples: Annotated[
@@ -90,9 +105,13 @@ def train_gate(
         ),
     ] = 50,
     max_fpr_increase: Annotated[
-        float,
+        float | None,
         typer.Option(
-            "--max-fpr-increase", min=0, max=0.99, help="How much false alarms may rise.", rich_help_panel=_RULES
+            "--max-fpr-increase",
+            parser=_limit,
+            metavar="SHARE|none",
+            help="How much false alarms may rise. none: as they may.",
+            rich_help_panel=_RULES,
         ),
     ] = 0.01,
     max_length_increase: Annotated[
@@ -102,9 +121,13 @@ def train_gate(
         ),
     ] = None,
     max_slice_loss: Annotated[
-        float,
+        float | None,
         typer.Option(
-            "--max-slice-loss", min=0, max=0.99, help="F1 that a source or modality may lose.", rich_help_panel=_RULES
+            "--max-slice-loss",
+            parser=_limit,
+            metavar="SHARE|none",
+            help="F1 that a source or modality may lose. none: as it may.",
+            rich_help_panel=_RULES,
         ),
     ] = 0.05,
     policy: PolicyOption = None,
@@ -246,15 +269,17 @@ def _show(result: GateResult, folder: Path) -> None:
             return points(change.value)
         return f"{points(change.value)} ({points(change.low)} to {points(change.high)})"
 
-    heads = ["task", "on", "n", "F1 old", "F1 new", "F1 less", "FPR old", "FPR new", "not readable", "tokens"]
+    heads = ["task", "on", "n", "F1 old", "F1 new", "F1 change", "FPR old", "FPR new", "no verdict", "not readable"]
+    heads.append("tokens")
     rows = []
     for one in result.slices:
         name = "all" if one.new.by == "stage" else one.new.name
         tokens = " → ".join("–" if side.tokens is None else f"{side.tokens:.0f}" for side in (one.old, one.new))
         unread = " → ".join(percent(side.parse_failures) for side in (one.old, one.new))
+        silent = " → ".join("–" if side.no_verdict is None else str(side.no_verdict) for side in (one.old, one.new))
         rows.append(
             [str(one.new.stage), name, str(one.new.samples), percent(one.old.f1), percent(one.new.f1), moved(one.f1),
-             percent(one.old.fpr), percent(one.new.fpr), unread, tokens]
+             percent(one.old.fpr), percent(one.new.fpr), silent, unread, tokens]
         )  # fmt: skip
     say(f"Old: {result.old}\nNew: {result.new}")
     show_table(heads, rows)
@@ -262,4 +287,6 @@ def _show(result: GateResult, folder: Path) -> None:
         say(f"Not passed: {printable(reason)}")
     if result.passed:
         say("Passed: the new guard is better.")
-    say(f"In %; differences in points, with 95% intervals. The report: {folder / 'report.html'}")
+    say("In %; the change is the new guard less the old one, in points, with its 95% interval.")
+    say("No verdict: how many samples got no label, for whatever reason. They count as not flagged.")
+    say(f"The report: {folder / 'report.html'}")

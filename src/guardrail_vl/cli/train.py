@@ -20,8 +20,8 @@ from guardrail_vl.cli.show import PipedConsole, print_line, printable
 
 if TYPE_CHECKING:
     from guardrail_vl.training._output import Step
+    from guardrail_vl.training._state import StageRun, TrainingRun
     from guardrail_vl.training.recipe import Recipe
-    from guardrail_vl.training.runs import StageRun, TrainingRun
 
 _EVERY: Final = 30.0
 """Seconds between two lines of progress where there is no terminal."""
@@ -77,17 +77,20 @@ def train_run(
 def train_stages(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A run's folder.")], json: JsonOption = False
 ) -> int:
-    """Show how far a training run is.
+    """Show how far a training run is. A stage is `running` while its process lives, else `stopped`.
 
     Exit status: 0, or 1 if its gate did not pass.
     """
-    from guardrail_vl.training import runs
+    from guardrail_vl.training._state import load
 
-    found = runs.load(folder)
+    found = load(folder)
     if json:
         print_line(_value(found))
     else:
         _show(found, folder)
+        for one in found.stages:
+            if one.state == "stopped":
+                say(f"{one.stage} was stopped: the same train run command goes on from there.")
     return BLOCKED if found.passed is False else PASSED
 
 

@@ -18,7 +18,7 @@ from guardrail_vl._picture import open_picture
 from guardrail_vl.engines._http import Reply
 from guardrail_vl.engines._servers import Server
 from guardrail_vl.errors import EngineResponseError
-from guardrail_vl.media import encode, view_count
+from guardrail_vl.media import encode
 from guardrail_vl.prompt_format.base import Prompt, PromptImage, PromptMessage, PromptText, Token
 from guardrail_vl.verdict import Usage
 
@@ -84,7 +84,7 @@ def _shown_alike(image: PromptImage) -> bool:
         return False
     picture = open_picture(part.data, max_pixels=math.inf, max_frames=math.inf)
     # Servers don't turn a picture by its EXIF orientation, and what they show of transparency varies.
-    return all(still.orientation == 1 for still in picture.stills) and view_count(part.data) == 1
+    return all(still.orientation == 1 for still in picture.stills) and part.view_count == 1
 
 
 def fields(

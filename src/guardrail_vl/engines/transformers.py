@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
 
+from guardrail_vl.engines._bars import without_bars
 from guardrail_vl.engines._batching import Job, MicroBatcher, agather, gather
 from guardrail_vl.engines._checkpoint import GUARD_JSON, TrainedFormat, model_name, read_guard_json
 from guardrail_vl.engines._generation import Generator, Row
@@ -191,7 +192,8 @@ def _load(settings: _Settings, name: str) -> _Loaded:
         device = settings.device or best_device()
         kind = hf.AutoModelForImageTextToText if reader.pictures is not None else hf.AutoModelForCausalLM
         dtype = getattr(torch, settings.dtype) if settings.dtype else best_dtype(device)
-        model = kind.from_pretrained(settings.model, dtype=dtype, **where)
+        with without_bars():
+            model = kind.from_pretrained(settings.model, dtype=dtype, **where)
     except (OSError, ValueError) as error:
         raise ConfigurationError(
             f"The checkpoint {name} can't be loaded: {error}", hint="Give a checkpoint folder or a hub id."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +17,8 @@ else:
 
 LOCK_FILE: Final = "run.lock"
 _FAR: Final = 1 << 30  # on Windows the locked byte can't be read, so it lies behind the process id
+_TRIES, _PAUSE = 3, 0.01
+"""`is_held` of another process has the lock for less than a moment."""
 
 
 class FolderLock:
@@ -40,7 +43,7 @@ class FolderLock:
         """
         file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            taken = _try_lock(file)
+            taken = _taken(file)
             holder = "" if taken else os.read(file, 20).decode("ascii", "replace").strip()
             if taken:
                 os.ftruncate(file, 0)
@@ -64,13 +67,37 @@ class FolderLock:
             os.close(file)
 
 
-def _try_lock(file: int) -> bool:
+def is_held(folder: Path) -> bool:
+    """Whether a living process holds the folder. Writes nothing; true also where that can't be found out."""
+    try:
+        file = os.open(folder / LOCK_FILE, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        return not _try_lock(file, shared=True)
+    except OSError:
+        return True
+    finally:
+        os.close(file)  # and gives it back
+
+
+def _taken(file: int) -> bool:
+    for _ in range(_TRIES):
+        if _try_lock(file):
+            return True
+        time.sleep(_PAUSE)
+    return False
+
+
+def _try_lock(file: int, *, shared: bool = False) -> bool:
     try:
         if sys.platform == "win32":
             os.lseek(file, _FAR, os.SEEK_SET)
             msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
         else:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
     finally:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from guardrail_vl.media import PILImage, fit
+from guardrail_vl.media import PILImage
 from guardrail_vl.turn import Exchange, ImagePart, Turn
 from guardrail_vl.verdict import Stage, Usage, Verdict
 
@@ -38,7 +38,7 @@ class PromptImage:
 
     def pixels(self) -> PILImage:
         """The RGB picture, scaled to fit."""
-        return fit(self.part.views()[self.view], self.max_pixels)
+        return self.part.view(self.view, max_pixels=self.max_pixels)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from guardrail_vl.errors import ContentError
-from guardrail_vl.media import view_count
 from guardrail_vl.prompt_format.base import PromptImage
 from guardrail_vl.turn import (
     ImagePart,
@@ -52,7 +51,7 @@ def pictures(messages: Iterable[Message], *, max_pixels: int) -> tuple[PromptIma
         PromptImage(part, view, max_pixels)
         for message in messages
         for part in message.images
-        for view in range(view_count(part.data))
+        for view in range(part.view_count)
     )
 
 

@@ -69,6 +69,8 @@ class Figures(Value):
     fpr_interval: tuple[float, float] | None = None
     parse_failures: float | None = None
     """The share of answers that don't follow the format."""
+    no_verdict: int | None = None
+    """How many samples got no label, for whatever reason: they count as not flagged."""
     tokens: float | None = None
     """Mean tokens written per sample, reasoning and result together."""
 

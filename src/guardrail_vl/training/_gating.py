@@ -63,6 +63,7 @@ def _figures(records: Sequence[Record], stage: Stage, by: Cut, name: str, config
         fpr=scores.fpr,
         fpr_interval=_ends(scores.fpr_interval),
         parse_failures=scores.missing.parse_failure_rate,
+        no_verdict=scores.missing.count,
         tokens=scores.tokens.completion_mean,
     )
 
@@ -87,7 +88,7 @@ def problems(found: Sequence[Slice], config: GateConfig) -> tuple[str, ...]:
             continue
         if stage in wanted:
             reasons += _too_few(one, config) or _not_better(one, config)
-        reasons += _costs(one, config)
+            reasons += _costs(one, config)
     for one in found:
         if one.new.by != "stage" or one.new.stage not in wanted:
             reasons += _clearly_worse(one, config)

@@ -133,8 +133,10 @@ class Rows:
         shown = [row for row in rows if row.pixels is not None]
         if not shown:
             return {}
+        # A group has one row many times over: its pixels are cast and moved once, and repeated where the model is.
+        moved = {id(row): row.pixels.to(ids.device, dtype) for row in {id(row): row for row in shown}.values()}
         seen = {
-            "pixel_values": torch.cat([row.pixels for row in shown]).to(ids.device, dtype),
+            "pixel_values": torch.cat([moved[id(row)] for row in shown]),
             "image_grid_thw": torch.cat([row.grid for row in shown]).to(ids.device),
         }
         if "mm_token_type_ids" in self.encoder.takes:

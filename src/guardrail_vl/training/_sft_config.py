@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal, Self
+from typing import ClassVar, Final, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -67,8 +67,12 @@ class SFTConfig(BaseModel, frozen=True, extra="forbid"):
     """Steps from one checkpoint to the next. 0: none, but on ctrl-C."""
     logging_steps: int = Field(default=1, ge=1)
     """Steps from one line of `metrics.jsonl` to the next."""
-    workers: int = Field(default=0, ge=0)
-    """Processes that prepare batches beside this one."""
+    workers: int | None = Field(default=None, ge=0)
+    """Processes that prepare batches beside each training process. None: up to 4 where a GPU would wait for pictures
+    otherwise, as far as there are CPU cores left; 0 on a CPU, whose cores are busy with training."""
+
+    HOW: ClassVar[frozenset[str]] = frozenset({"workers"})
+    """Fields that may change while a run is under way: they decide nothing of what comes out."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

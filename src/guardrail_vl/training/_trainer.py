@@ -7,33 +7,30 @@ end a run with a clear error and leave its last checkpoint. It knows no loss and
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import os
-import shutil
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
-from guardrail_vl.engines._checkpoint import GUARD_JSON
-from guardrail_vl.errors import ConfigurationError, EngineUnavailableError, GuardrailError, MissingDependencyError
-from guardrail_vl.training._encoding import Encoder
+from guardrail_vl.errors import ConfigurationError, MissingDependencyError
+from guardrail_vl.training._faults import check_finite, explained, lost
 from guardrail_vl.training._output import Output, R, Step, digest_of_model, digest_of_turns
-from guardrail_vl.training._whole import whole_folder
+from guardrail_vl.training._saving import save
+from guardrail_vl.training._whole import remove_folder, whole_folder
 
 try:
-    import safetensors
     import torch
     import transformers
     from accelerate import PartialState
-    from transformers.utils.hub import cached_file
 
     from guardrail_vl.engines import transformers as serving
+    from guardrail_vl.engines._bars import without_bars
 except ImportError as error:
     raise MissingDependencyError(
         error.name or "transformers", extra="train", needed_for="guardrail_vl.training"
@@ -47,6 +44,7 @@ __all__ = [
     "digest_of_model",
     "digest_of_turns",
     "explained",
+    "save",
     "shared_arguments",
     "train",
 ]
@@ -59,11 +57,6 @@ _PATIENCE: Final = timedelta(hours=3)
 is 10 minutes."""
 STAGED: Final = ".staged"
 """Where a trainer writes a checkpoint, hidden, before it is whole."""
-_READING: Final = (
-    "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*", "*.model",
-    "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "LICENSE*",
-)  # fmt: skip
-"""Files of a checkpoint that training does not change."""
 _MUST_BE_NUMBERS: Final = ("loss", "grad_norm", "eval_loss")
 
 
@@ -117,11 +110,11 @@ class Recorder(hf.TrainerCallback):  # type: ignore[misc]
                 self.progress(step)
         wrong = [name for name in _MUST_BE_NUMBERS if not math.isfinite(values.get(name, 0.0))]
         if wrong:
-            raise _lost(" and ".join(wrong), state.global_step)
+            raise lost(" and ".join(wrong), state.global_step)
 
     def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Give the checkpoint its name, and drop the one before."""
-        _check_finite(model.named_parameters(), state.global_step)
+        check_finite(model.named_parameters(), state.global_step)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.barrier()  # every process has written its part
         if not state.is_world_process_zero:
@@ -134,7 +127,7 @@ class Recorder(hf.TrainerCallback):  # type: ignore[misc]
                 os.replace(staged, place)
         for older in self.output.checkpoints.glob("checkpoint-*"):
             if older != kept:
-                _remove(older)
+                remove_folder(older)
 
 
 def begin(output: Output, kind: type[R]) -> R | None:
@@ -150,19 +143,6 @@ def first_alone() -> Iterator[bool]:
     state = PartialState(cpu=serving.best_device() == "cpu", timeout=_PATIENCE)
     with state.main_process_first():
         yield state.is_main_process
-
-
-def _lost(what: str, step: int) -> ConfigurationError:
-    return ConfigurationError(
-        f"At step {step} {what} became not a number, so training was stopped.",
-        hint="Lower the learning rate, or compute in float32; then start again in another folder.",
-    )
-
-
-def _check_finite(named: Iterable[tuple[str, Any]], step: int) -> None:
-    for name, tensor in named:
-        if not torch.isfinite(tensor).all():
-            raise _lost(name, step)
 
 
 @contextlib.contextmanager
@@ -227,11 +207,11 @@ def train(trainer: Any, recorder: Recorder) -> None:
         _check_processes(newest, trainer.args.world_size)
     if trainer.is_world_process_zero():
         output.rewind(0 if newest is None else int(newest.name.rpartition("-")[2]))
-        _remove(output.checkpoints / STAGED)
+        remove_folder(output.checkpoints / STAGED)
     network = trainer.accelerator.unwrap_model(trainer.model)
     if not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled or hasattr(network, "peft_config")):
         recorder.restored = newest  # shards and adapters are saved and loaded under the same names
-    with explained(f"go on with {output.stage}"), _watching(recorder), _quiet():
+    with explained(f"go on with {output.stage}"), _watching(recorder), _quiet(), without_bars():
         trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
     if recorder.interrupted and trainer.state.global_step < trainer.state.max_steps:
         raise KeyboardInterrupt(
@@ -259,100 +239,6 @@ def _check_processes(checkpoint: Path, now: int) -> None:
             f"The run that is to go on was of {before} processes, and this one is of {now}.",
             hint="Start as many, or name another folder.",
         )
-
-
-def save(trainer: Any, encoder: Encoder, source: str | Path, folder: Path) -> None:
-    """Write the trained model, whole or not at all. Every process of a run has to call it; then it is there for all.
-
-    Args:
-        trainer: After training.
-        encoder: Of the checkpoint it began with.
-        source: That checkpoint, whose tokenizer and picture settings are copied as they are.
-        folder: Where to. An adapter alone, if LoRA was trained.
-
-    Raises:
-        ConfigurationError: It can't be written.
-    """
-    # Gathered by all, where the weights are in shards; of ZeRO's, only what DeepSpeed has wrapped them in knows how.
-    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-    if trainer.is_world_process_zero():
-        _write(state, trainer, encoder, source, folder)
-    trainer.accelerator.wait_for_everyone()
-
-
-def _write(state: dict[str, Any], trainer: Any, encoder: Encoder, source: str | Path, folder: Path) -> None:
-    """See `save`."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    adapter = hasattr(model, "peft_config")
-    if not adapter:
-        # As it was stored before: what was trained in float32 is not served so.
-        dtype = encoder.config.dtype or torch.float32
-        state = {
-            name: tensor.to("cpu", dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()
-        }
-    _check_finite(((n, t) for n, t in state.items() if t.is_floating_point()), trainer.state.global_step)
-    if folder.exists():
-        _remove(folder)
-    with explained(f"save {folder.name}"), whole_folder(folder) as place:
-        model.save_pretrained(place, state_dict=state)
-        if not adapter:
-            model.config.dtype = dtype  # not the one that it was trained in, which has just been written
-            model.config.save_pretrained(place)
-        _copy_reading(source, place)
-        told = {"format": encoder.format.id, "golden": encoder.format.golden}
-        (place / GUARD_JSON).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-
-
-def _copy_reading(source: str | Path, place: Path) -> None:
-    """Copy what reads prompts: the files themselves, because saving them again may change them."""
-    folder = Path(source)
-    if not folder.is_dir():  # a hub id, which is in the cache by now
-        folder = Path(cached_file(str(source), "config.json") or "").parent
-    for pattern in _READING:
-        for file in folder.glob(pattern):
-            shutil.copyfile(file, place / file.name)
-
-
-@contextlib.contextmanager
-def explained(doing: str) -> Iterator[None]:
-    """Turn what torch and transformers raise for want of memory or disk into errors of ours.
-
-    Args:
-        doing: Such as `go on with sft`, for the message.
-
-    Raises:
-        EngineUnavailableError: There is not enough memory.
-        ConfigurationError: Something can't be written.
-    """
-    try:
-        yield
-    except GuardrailError:
-        raise
-    except Exception as error:
-        if serving._is_out_of_memory(error):
-            raise EngineUnavailableError(
-                f"There is not enough memory to {doing}.",
-                hint="Use a smaller batch_size with more accumulation, activation_checkpointing, a smaller max_length, "
-                "or LoRA.",
-            ) from error
-        why = _unwritten(error)
-        if why is None:
-            raise
-        raise ConfigurationError(
-            f"There is no way to {doing}: a file can't be written ({why}).",
-            hint="The last whole checkpoint is kept: make room, and the same command goes on from there.",
-        ) from error
-
-
-def _unwritten(error: Exception) -> str | None:
-    """Why a file could not be written, if that is what happened."""
-    if isinstance(error, OSError):
-        return error.strerror or type(error).__name__
-    text = str(error)
-    if isinstance(error, safetensors.SafetensorError) and "os error" in text:
-        return text.partition("I/O error: ")[2] or text
-    # What torch.save says. It does not say why.
-    return "the disk may be full" if "PytorchStreamWriter" in text or "inline_container" in text else None
 
 
 @contextlib.contextmanager
@@ -388,12 +274,3 @@ def _watching(recorder: Recorder) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder. Under another name, so that what is half removed is never taken for whole."""
-    if folder.exists():
-        going = folder.with_name(f".{folder.name}.gone")
-        shutil.rmtree(going, ignore_errors=True)
-        os.replace(folder, going)
-        shutil.rmtree(going, ignore_errors=True)

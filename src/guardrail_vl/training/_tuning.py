@@ -5,6 +5,7 @@ The Trainer of transformers with a collator and a loss of ours. It knows neither
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ hf: Any = transformers
 
 _PartialState: Any = accelerate.PartialState
 
+HELPERS: Final = 4
+"""Processes that prepare batches for one GPU, unless another number is asked for."""
 CACHED_BYTES: Final = 512 * 1024**2
 """Encoded turns that are kept in memory; those beyond are encoded again each time."""
 
@@ -55,6 +58,17 @@ class Prepared:
     def mean_weight(self) -> float:
         """Of the examples."""
         return sum(example.turn.weight for example in self.examples) / len(self.examples)
+
+
+def helpers(asked: int | None) -> int:
+    """How many processes are to prepare batches beside this one: see `SFTConfig.workers`."""
+    if asked is not None:
+        return asked
+    if not torch.cuda.is_available():
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # Shared by the training processes of this machine, each of which needs a core of its own.
+    return max(0, min(HELPERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
 
 
 def prepare(

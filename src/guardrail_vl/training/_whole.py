@@ -68,6 +68,15 @@ def write_whole(path: str | Path, data: str | bytes) -> None:
         _to_disk(path.parent)
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder. Under another name, so that what is half removed is never taken for whole."""
+    if folder.exists():
+        going = folder.with_name(f".{folder.name}.gone")
+        shutil.rmtree(going, ignore_errors=True)
+        os.replace(folder, going)
+        shutil.rmtree(going, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def written(name: str) -> Iterator[None]:
     """Tell why something can't be written: a full disk first of all.

@@ -43,6 +43,7 @@ try:
     from transformers.utils.hub import cached_file
 
     from guardrail_vl.engines import transformers as serving
+    from guardrail_vl.engines._bars import without_bars
     from guardrail_vl.training._encoding import Encoder
 except ImportError as error:
     raise MissingDependencyError(
@@ -173,7 +174,8 @@ class _Ready:
 
 def _load(encoder: Encoder, model: str | Path, dtype: str | None, device: str) -> Any:
     wanted = "auto" if dtype is None else getattr(torch, dtype)
-    loaded, info = encoder.auto_class.from_pretrained(str(model), dtype=wanted, output_loading_info=True)
+    with without_bars():
+        loaded, info = encoder.auto_class.from_pretrained(str(model), dtype=wanted, output_loading_info=True)
     if info["missing_keys"]:
         # Transformers would make these up.
         raise ConfigurationError(f"The checkpoint lacks {len(info['missing_keys'])} of the model's weights.")
@@ -212,7 +214,8 @@ def _joined(model: Any, adapter: Path) -> Any:
 def _save(model: Any, source: str | Path, place: Path) -> None:
     # The base's own settings are copied as they are; transformers would refuse to write some that it reads.
     model.generation_config = _hf.GenerationConfig()
-    model.save_pretrained(place)
+    with without_bars():
+        model.save_pretrained(place)
     (place / "generation_config.json").unlink(missing_ok=True)
     for name in COPIED:
         if (file := _file(source, name)) is not None:

@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal
+from typing import ClassVar, Final, Literal
 
 from pydantic import BaseModel, Field
 
@@ -21,19 +21,11 @@ from guardrail_vl.errors import ConfigurationError, ContentError, ParseError
 from guardrail_vl.evaluation import official
 from guardrail_vl.prompt_format import GuardReasonerVL, PromptFormat
 from guardrail_vl.prompt_format.base import Completion
-from guardrail_vl.training import dataset
+from guardrail_vl.training import dataset, sampling
 from guardrail_vl.training._output import Output, Step, digest_of_model, digest_of_turns
 from guardrail_vl.training._samples import SAMPLES, SampleLog, SampleRecord, Tally, read_samples
 from guardrail_vl.training._whole import write_whole, written
-from guardrail_vl.training.sampling import (
-    MAX_TEMPERATURE,
-    Kind,
-    Sample,
-    Sampler,
-    kind_for,
-    open_sampler,
-    reasoning_format,
-)  # fmt: skip
+from guardrail_vl.training.sampling import MAX_TEMPERATURE, Kind, Sample, Sampler, kind_for, open_sampler
 from guardrail_vl.training.turns import LabeledTurn
 from guardrail_vl.verdict import Label, Stage
 
@@ -77,6 +69,11 @@ class MiningConfig(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=
     at a time. vLLM is faster with more, such as 512."""
     engine: Kind = "auto"
     """What runs the model: see `open_sampler`. Means nothing where `mine` is given a sampler."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """GPUs that share the model, with vLLM. Means nothing where `mine` is given a sampler."""
+
+    HOW: ClassVar[frozenset[str]] = frozenset({"tensor_parallel"})
+    """Fields that may change while a run is under way: they decide nothing of what comes out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +139,11 @@ def mine(
         EngineError: The model failed.
     """
     turns, config = tuple(turns), config or MiningConfig()
-    format_ = reasoning_format(format)
+    format_ = sampling.reasoning_format(format)
     _check(turns, config, format_)
     kind = sampler.name if sampler is not None else kind_for(model, config.engine)
-    inputs = {"config": config.model_dump(mode="json"), "turns": digest_of_turns(turns)}
+    decisive = config.model_dump(mode="json", exclude=set(config.HOW))
+    inputs = {"config": decisive, "turns": digest_of_turns(turns)}
     inputs |= {"model": digest_of_model(model), "format": format, "sampler": kind}
     out = Output(output, "mine", inputs)
     figures = out.begin(MiningFigures)
@@ -155,7 +153,9 @@ def mine(
     with SampleLog(out.folder) as log, contextlib.ExitStack() as stack:
         if any(_todo(turns, log, config)):
             if sampler is None:
-                sampler = stack.enter_context(open_sampler(model, format=format, engine=config.engine))
+                sampler = stack.enter_context(
+                    open_sampler(model, format=format, engine=config.engine, tensor_parallel=config.tensor_parallel)
+                )
             _sample(sampler, turns, log, out, config, format_, progress)
         return _finish(turns, tuple(log.records.values()), out, config)
 

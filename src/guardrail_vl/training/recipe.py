@@ -314,7 +314,8 @@ class Recipe(_Section):
         Raises:
             ConfigurationError: A file can't be read.
         """
-        told = _flat(self.model_dump(mode="json", exclude={"description"}))
+        how = {"sft": set(SFTConfig.HOW), "mine": set(MiningConfig.HOW)}
+        told = _flat(self.model_dump(mode="json", exclude={"description": True, **how}))
         for group in ("train", "held_out"):
             for number, one in enumerate(getattr(self.data, group)):
                 told[f"data.{group}[{number}].file"] = hash_of(self.path(one.file))

@@ -11,20 +11,20 @@ import gc
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import yaml
 from pydantic import JsonValue
 
 from guardrail_vl import __version__
-from guardrail_vl._value import Value
-from guardrail_vl.errors import ConfigurationError, ContentError, GuardrailError, MissingDependencyError
+from guardrail_vl.errors import ConfigurationError, GuardrailError, MissingDependencyError
 from guardrail_vl.evaluation._lock import LOCK_FILE, FolderLock
 from guardrail_vl.training import stages
 from guardrail_vl.training._output import Step
+from guardrail_vl.training._state import LAYOUT, RUN, StageRun, State, TrainingRun, load, read_run
 from guardrail_vl.training._trainer import without_known_warnings
 from guardrail_vl.training._whole import write_whole, written
 from guardrail_vl.training.recipe import STAGES, Recipe
@@ -37,10 +37,11 @@ except ImportError as error:
         error.name or "torch", extra="train", needed_for="guardrail_vl.training.runs"
     ) from error
 
-RUN: Final = "run.json"
+__all__ = [
+    "LAYOUT", "RECIPE", "RUN", "SPREAD", "StageRun", "State", "TrainingRun", "Watch", "load", "run",
+]  # fmt: skip
+
 RECIPE: Final = "recipe.yaml"
-LAYOUT: Final = 1
-"""Of the folder; another number is another way to write it."""
 SPREAD: Final = ("sft", "rl")
 """The stages that several processes do together, under `accelerate launch`."""
 _OWNERS: Final = {"policy": "synthesize", "name": "export"}
@@ -48,85 +49,7 @@ _OWNERS: Final = {"policy": "synthesize", "name": "export"}
 _TOLD: Final = 8
 """Differences named at once."""
 
-State = Literal["waiting", "running", "done", "stopped", "failed"]
-
-
-@dataclass(frozen=True, slots=True)
-class StageRun(Value):
-    """How far one stage came."""
-
-    stage: str
-    folder: str
-    """Where its output is, in the run's folder."""
-    state: State = "waiting"
-    """`running` without a process that holds the folder: it was killed. The next run goes on with it."""
-    started: str | None = None
-    """First begun: UTC, ISO 8601."""
-    seconds: float = 0.0
-    """It worked so long, all tries together but those that were killed."""
-    figures: Mapping[str, JsonValue] | None = None
-    """What came out, in a few numbers; of a stage that is done."""
-    error: str = ""
-    """Why it failed."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingRun(Value):
-    """What `run.json` holds."""
-
-    recipe: str
-    """Its name."""
-    conditions: Mapping[str, JsonValue]
-    """See `Recipe.conditions`."""
-    stages: tuple[StageRun, ...]
-    """Those that the recipe has, in order."""
-    version: str = __version__
-    """Of guardrail-vl, when it was begun."""
-    layout: int = LAYOUT
-
-    @property
-    def done(self) -> bool:
-        """Whether every stage is."""
-        return all(one.state == "done" for one in self.stages)
-
-    @property
-    def passed(self) -> bool | None:
-        """What the gate said. None: there is none, or it isn't done."""
-        figures = next((one.figures for one in self.stages if one.stage == "gate"), None)
-        return None if figures is None else bool(figures.get("passed"))
-
-    def stage(self, name: str) -> StageRun:
-        """The stage of this name.
-
-        Raises:
-            ConfigurationError: The recipe has no such stage.
-        """
-        for one in self.stages:
-            if one.stage == name:
-                return one
-        raise ConfigurationError(
-            f"The recipe has no stage {name!r}.", hint=f"It has {', '.join(one.stage for one in self.stages)}."
-        )
-
-    def with_stage(self, changed: StageRun) -> TrainingRun:
-        """The same with one stage in another state."""
-        return replace(self, stages=tuple(changed if one.stage == changed.stage else one for one in self.stages))
-
-
 Watch = Callable[[StageRun], object]
-
-
-def load(folder: str | Path) -> TrainingRun:
-    """The state of a run; nothing is written.
-
-    Raises:
-        ConfigurationError: There is none, or its file is damaged.
-    """
-    folder = Path(folder)
-    found = _read(folder)
-    if found is None:
-        raise ConfigurationError(f"There is no training run in {folder.name!r}: it has no {RUN}.")
-    return found
 
 
 def run(
@@ -247,7 +170,7 @@ def _held(folder: Path) -> Iterator[None]:
 def _begun(recipe: Recipe, folder: Path) -> TrainingRun:
     """See that the folder is this recipe's, or make it so."""
     room = stages.Room(recipe, folder)
-    there = _read(folder)
+    there = read_run(folder)
     waiting = tuple(StageRun(one, room.output(one).name) for one in recipe.stages)
     state = TrainingRun(recipe.name, recipe.conditions(), waiting)
     if there is None:
@@ -298,20 +221,6 @@ def _owner(key: str, here: TrainingRun) -> str:
 
 def _shown(conditions: Mapping[str, JsonValue], key: str) -> str:
     return repr(conditions[key])[:60] if key in conditions else "nothing"
-
-
-def _read(folder: Path) -> TrainingRun | None:
-    try:
-        found = TrainingRun.from_json((folder / RUN).read_bytes())
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise ConfigurationError(f"{RUN} in {folder.name!r} can't be read: {error.strerror}.") from error
-    except ContentError as error:
-        raise ConfigurationError(f"{RUN} is damaged, or of another version. {error.message}") from None
-    if found.layout != LAYOUT:
-        raise ConfigurationError(f"{RUN} is of layout {found.layout}; this version reads {LAYOUT}.")
-    return found
 
 
 def _as_run(recipe: Recipe, state: TrainingRun) -> str:

@@ -96,7 +96,12 @@ def kind_for(model: str | Path, engine: Kind = "auto") -> Literal["transformers"
 
 
 def open_sampler(
-    model: str | Path, *, format: str = "guardreasoner-vl/1", engine: Kind = "auto", **options: Any
+    model: str | Path,
+    *,
+    format: str = "guardreasoner-vl/1",
+    engine: Kind = "auto",
+    tensor_parallel: int = 1,
+    **options: Any,
 ) -> Sampler:
     """Load a model to sample from.
 
@@ -104,16 +109,26 @@ def open_sampler(
         model: A checkpoint folder or hub id.
         format: Id of the prompt format.
         engine: `auto`: see `kind_for`.
+        tensor_parallel: GPUs that share the model, with vLLM.
         options: Of `TransformersSampler` or `VLLMSampler`.
 
     Raises:
         MissingDependencyError: What it needs is not installed.
-        ConfigurationError: The checkpoint can't be loaded, or the format asks for no reasoning.
+        ConfigurationError: The checkpoint can't be loaded, the format asks for no reasoning, or several GPUs are wanted
+            of transformers.
         EngineUnavailableError: It does not fit into memory.
     """
     from guardrail_vl.training import _local_sampling as local
 
-    if kind_for(model, engine) == "vllm":
+    kind = kind_for(model, engine)
+    if tensor_parallel > 1:
+        if kind != "vllm":
+            raise ConfigurationError(
+                f"tensor_parallel is {tensor_parallel}, and transformers runs the model on one device.",
+                hint="Leave it out, or take vLLM.",
+            )
+        options["tensor_parallel_size"] = tensor_parallel
+    if kind == "vllm":
         return local.VLLMSampler(model, format=format, **options)
     return local.TransformersSampler(model, format=format, **options)
 

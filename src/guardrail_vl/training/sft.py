@@ -42,8 +42,9 @@ try:
     import torch
 
     from guardrail_vl.engines import transformers as serving
+    from guardrail_vl.engines._bars import without_bars
     from guardrail_vl.training._memory import check_fits, need
-    from guardrail_vl.training._tuning import Collator, Prepared, Rows, Trainer, prepare
+    from guardrail_vl.training._tuning import Collator, Prepared, Rows, Trainer, helpers, prepare
 except ImportError as error:
     raise MissingDependencyError(
         error.name or "torch", extra="train", needed_for="guardrail_vl.training.sft"
@@ -130,7 +131,18 @@ def sft(
     train(trainer, recorder)
     saved: Literal["model", "adapter"] = "adapter" if config.lora else "model"
     save(trainer, encoder, model, out.folder / saved)
-    result = SFTResult(
+    result = _result(trainer, network, trained, saved, seconds=time.monotonic() - begun)
+    if trainer.is_world_process_zero():
+        out.finish(result)
+    if recorder.interrupted:
+        raise KeyboardInterrupt("sft was stopped when it had just ended: its result is kept.")
+    return result
+
+
+def _result(
+    trainer: Any, network: Any, trained: Prepared, saved: Literal["model", "adapter"], *, seconds: float
+) -> SFTResult:
+    return SFTResult(
         steps=trainer.state.global_step,
         turns=len(trained.examples),
         fast=trained.fast,
@@ -139,14 +151,9 @@ def sft(
         held_out_loss=last_logged(trainer, "eval_loss"),
         parameters=sum(map(_size, network.parameters())),
         trained_parameters=sum(_size(p) for p in network.parameters() if p.requires_grad),
-        seconds=time.monotonic() - begun,
+        seconds=seconds,
         saved=saved,
     )
-    if trainer.is_world_process_zero():
-        out.finish(result)
-    if recorder.interrupted:
-        raise KeyboardInterrupt("sft was stopped when it had just ended: its result is kept.")
-    return result
 
 
 def _size(parameter: Any) -> int:
@@ -162,7 +169,7 @@ def _prepared(encoder: Encoder, turns: Sequence[LabeledTurn], config: SFTConfig)
         seed=config.seed,
         max_length=config.max_length,
         drop=config.unfit == "drop",
-        workers=config.workers,
+        workers=helpers(config.workers),
     )
 
 
@@ -174,7 +181,8 @@ def load_network(model: str | Path, encoder: Encoder, config: SFTConfig) -> Any:
     """
     hf.set_seed(config.seed)
     try:
-        network = encoder.auto_class.from_pretrained(str(model), dtype=_stored(config))
+        with without_bars():
+            network = encoder.auto_class.from_pretrained(str(model), dtype=_stored(config))
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise ConfigurationError(
             f"The weights of {model_name(model, None)} can't be loaded: {error}",
@@ -251,7 +259,7 @@ def _arguments(out: Output, config: SFTConfig, *, evaluates: bool) -> Any:
         ddp_find_unused_parameters=False,  # see Trainer.share_pictures
         eval_strategy="epoch" if evaluates else "no",
         prediction_loss_only=True,
-        dataloader_num_workers=config.workers,
+        dataloader_num_workers=helpers(config.workers),
         dataloader_pin_memory=device.startswith("cuda"),
     )
 
@@ -268,5 +276,5 @@ def _inputs(
         "turns": digest_of_turns(turns),
         "held_out": digest_of_turns(held_out),
         "format": format,
-        "config": config.model_dump(mode="json"),
+        "config": config.model_dump(mode="json", exclude=set(config.HOW)),
     }

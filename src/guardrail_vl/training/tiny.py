@@ -20,6 +20,8 @@ try:
     import transformers
     from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, trainers
     from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+
+    from guardrail_vl.engines._bars import without_bars
 except ImportError as error:
     raise MissingDependencyError(
         error.name or "transformers", extra="train", needed_for="guardrail_vl.training.tiny"
@@ -85,7 +87,7 @@ def build(
     """
     tokenizer = _tokenizer([*_lines(), *texts], vocabulary)
     model = _model(tokenizer, hidden, layers, window, seed)
-    with whole_folder(folder) as place:
+    with whole_folder(folder) as place, without_bars():
         model.save_pretrained(place)
         tokenizer.save_pretrained(place)
         (place / "preprocessor_config.json").write_text(json.dumps(_PICTURES, indent=2), encoding="utf-8")
