@@ -96,6 +96,9 @@ def _turn(id: str, chance: random.Random, kind: Kind) -> LabeledTurn:
         steps.append(f"The verb is {verb}, {'bad' if bad else 'fine'}.")
     if kind != "text":
         steps.append(f"The picture is a {colour} {shape}, {'danger' if dangerous else 'safe'}.")
+    if kind == "text-image":
+        # Without this step a tiny model does not learn the rule of both together: see training/RESULTS.md.
+        steps.append(f"Bad signs: {('none', 'one', 'two')[bad + dangerous]}.")
     steps.append(f"So the request is {request}.")
     if response is not None:
         steps.append(f"The response {'complies' if complies else 'refuses'}, so it is {response}.")
