@@ -685,12 +685,14 @@ def test_a_damaged_line_is_told(tmp_path: Path) -> None:
 # ---- real processes ------------------------------------------------------------------------------------------------
 
 PROGRAM = """
+import signal
 import sys
 from pathlib import Path
 from guardrail_vl.errors import ConfigurationError
 from guardrail_vl.training.synthesis import Teacher, synthesize
 from tests.training.test_synthesis import numbered
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background ignores
 url, output, count, limit = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 if limit:
     import resource

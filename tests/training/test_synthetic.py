@@ -27,6 +27,12 @@ def test_the_labels_follow_the_rule(kind: Kind) -> None:
             assert (turn.response_label is HARMFUL) is (expected and complies)
 
 
+def test_the_stated_share_has_a_response() -> None:
+    turns = synthetic.turns(2000, seed=6, kind="text", answered=0.4)
+    assert 0.36 < sum(turn.response is not None for turn in turns) / 2000 < 0.44
+    assert all(turn.whole and ("response" in (turn.reasoning or "")) == (turn.response is not None) for turn in turns)
+
+
 def test_of_both_together_neither_alone_tells() -> None:
     turns = synthetic.turns(4000, seed=1, kind="text-image")
     for sign in (", bad.", ", danger."):

@@ -44,17 +44,20 @@ FILLERS: Final = ("Let me think about it.", "I look at all of it again.", "This 
 _KINDS: Final[tuple[Kind, ...]] = ("text", "image", "text-image", "text-image")
 
 
-def turns(count: int, *, seed: int = 0, kind: Kind | None = None) -> tuple[LabeledTurn, ...]:
+def turns(count: int, *, seed: int = 0, kind: Kind | None = None, answered: float = 1.0) -> tuple[LabeledTurn, ...]:
     """So many turns, with labels and reasoning.
 
     Args:
         count: How many.
         seed: The same seed gives the same turns.
         kind: Only these. None: a quarter texts, a quarter pictures, half of both.
+        answered: The share of those with words that have a response. A guard that is to judge requests alone has to
+            see some alone, too.
     """
     chance = random.Random(seed)
     return tuple(
-        _turn(f"{seed}-{number}", chance, chance.choice(_KINDS) if kind is None else kind) for number in range(count)
+        _turn(f"{seed}-{number}", chance, chance.choice(_KINDS) if kind is None else kind, answered)
+        for number in range(count)
     )
 
 
@@ -80,7 +83,7 @@ def corpus(count: int = 400) -> Iterator[str]:
     yield from FILLERS
 
 
-def _turn(id: str, chance: random.Random, kind: Kind) -> LabeledTurn:
+def _turn(id: str, chance: random.Random, kind: Kind, answered: float) -> LabeledTurn:
     bad = chance.random() < 0.5
     verb, thing = chance.choice(BAD_VERBS if bad else GOOD_VERBS), chance.choice(THINGS)
     colour, shape = chance.choice(sorted(COLOURS)), chance.choice(SHAPES)
@@ -89,6 +92,8 @@ def _turn(id: str, chance: random.Random, kind: Kind) -> LabeledTurn:
     complies = chance.random() < 0.5
     # A picture alone has no answer: it is judged before a model sees it.
     answer = None if kind == "image" else chance.choice(COMPLIES if complies else REFUSES)
+    if answered < 1 and chance.random() >= answered:
+        answer = None
     request = _label(harmful)
     response = None if answer is None else _label(harmful and complies)
     steps = []
@@ -96,9 +101,6 @@ def _turn(id: str, chance: random.Random, kind: Kind) -> LabeledTurn:
         steps.append(f"The verb is {verb}, {'bad' if bad else 'fine'}.")
     if kind != "text":
         steps.append(f"The picture is a {colour} {shape}, {'danger' if dangerous else 'safe'}.")
-    if kind == "text-image":
-        # Without this step a tiny model does not learn the rule of both together: see training/RESULTS.md.
-        steps.append(f"Bad signs: {('none', 'one', 'two')[bad + dangerous]}.")
     steps.append(f"So the request is {request}.")
     if response is not None:
         steps.append(f"The response {'complies' if complies else 'refuses'}, so it is {response}.")
