@@ -361,12 +361,12 @@ def test_a_full_disk_is_told(tmp_path: Path) -> None:
     with SampleLog(tmp_path) as log:
         log.append(RECORDS[:1])
         full = os.open("/dev/full", os.O_WRONLY)
-        kept, log._file = log._file, full
-        log._length = 0
+        kept, log._lines._file = log._lines._file, full
+        log._lines._length = 0
         with pytest.raises(ConfigurationError, match="No space left"):
             log.append(RECORDS[1:])
         os.close(full)
-        log._file, log._length = kept, (tmp_path / SAMPLES).stat().st_size
+        log._lines._file, log._lines._length = kept, (tmp_path / SAMPLES).stat().st_size
         log.append(RECORDS[1:])
     assert list(read_samples(tmp_path)) == RECORDS
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import os
 import platform
 import re
 import time
@@ -19,6 +18,7 @@ from typing import Final
 
 import guardrail_vl
 from guardrail_vl import engines
+from guardrail_vl.engines._hardware import cpu_cores
 from guardrail_vl.errors import GuardrailError, MissingDependencyError
 from guardrail_vl.guard import Guard
 from guardrail_vl.verdict import Label, Stage
@@ -120,7 +120,7 @@ def examine() -> Probe:
         version=guardrail_vl.__version__,
         python=f"{platform.python_version()} ({platform.python_implementation()})",
         platform=platform.platform(),
-        cores=_cores(),
+        cores=cpu_cores(),
         cpu=_cpu(),
         gpu=_gpu(),
         packages=packages,
@@ -158,12 +158,6 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _cpu() -> str:

@@ -1,8 +1,14 @@
-"""What this machine's CPU computes in. Knows no engine."""
+"""What this machine's CPU is, and computes in. Knows no engine."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+
+def cpu_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_has_bfloat16() -> bool:

@@ -19,6 +19,7 @@ from guardrail_vl.engines._embedded.cases import Case, WindowTable, prepare
 from guardrail_vl.engines._embedded.encoder import Encoder, Vector
 from guardrail_vl.engines._embedded.heads import Heads, pair_features, request_vector
 from guardrail_vl.engines._embedded.pictures import PictureReader
+from guardrail_vl.engines._hardware import cpu_cores
 from guardrail_vl.engines.base import Deadline, Engine, Outcome, late
 from guardrail_vl.errors import ConfigurationError, EngineError, EngineUnavailableError, GuardrailError
 from guardrail_vl.prompt_format.base import Completion, Prompt
@@ -121,7 +122,7 @@ class EmbeddedEngine(Engine):
         if models is None:
             with self._lock:
                 if self._models is None:
-                    self._models = _Models(self._threads or min(MAX_THREADS, _cores()))
+                    self._models = _Models(self._threads or min(MAX_THREADS, cpu_cores()))
                 models = self._models
         return models
 
@@ -152,10 +153,6 @@ if hasattr(os, "register_at_fork"):
 
 def _make(kind: type[EmbeddedEngine], threads: int | None) -> EmbeddedEngine:
     return kind(threads=threads)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager

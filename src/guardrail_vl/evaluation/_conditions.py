@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import sys
 from pathlib import Path
 from typing import Final
 
 import guardrail_vl
+from guardrail_vl.engines._hardware import cpu_cores
 from guardrail_vl.engines.remote import RemoteEngine
 from guardrail_vl.evaluation.records import Cohort
 from guardrail_vl.guard import Guard
@@ -77,7 +77,7 @@ def _commit(model: str) -> str:
 
 def machine_of(guard: Guard) -> str:
     """What the engine runs on: CPU, cores, Python, and the GPU where torch sees one."""
-    here = f"{_cpu()}, {_cores()} cores, Python {platform.python_version()}"
+    here = f"{_cpu()}, {cpu_cores()} cores, Python {platform.python_version()}"
     if isinstance(guard.engine, RemoteEngine):
         return f"a server whose machine is not known; asked from {here}"
     gpu = _gpu()
@@ -91,10 +91,6 @@ def _cpu() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.lower().startswith("model name")]
     return next(iter(names), "") or platform.processor() or platform.machine()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _gpu() -> str:

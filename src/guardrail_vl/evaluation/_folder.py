@@ -17,6 +17,7 @@ from typing import Final, Self
 
 from guardrail_vl._value import Value
 from guardrail_vl.errors import ConfigurationError, ContentError
+from guardrail_vl.evaluation._lines import Lines, read_lines
 from guardrail_vl.evaluation._lock import FolderLock
 from guardrail_vl.evaluation.cases import CaseSet
 from guardrail_vl.evaluation.records import Cohort, Record
@@ -105,8 +106,6 @@ class RunWriter:
         with _refused("read", what="A picture of the data"):
             infos = {one.name: SetInfo(one.hash, len(one.cases)) for one in sets}
         self._manifest = Manifest(cohort, infos, datetime.now(UTC).isoformat(timespec="seconds"))
-        self._file = -1
-        self._length = 0
 
     def __enter__(self) -> Self:
         with _refused("written"), contextlib.ExitStack() as undo:
@@ -114,15 +113,12 @@ class RunWriter:
             self._lock = FolderLock(self.folder)
             self._lock.acquire()
             undo.callback(self._lock.release)
-            self._begin()
-            self._file = os.open(self.folder / RECORDS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            undo.callback(os.close, self._file)
-            self._cut()
+            self._lines = Lines(self.folder / RECORDS, self._begin())
             undo.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        os.close(self._file)
+        self._lines.close()
         with contextlib.suppress(OSError):  # a full disk was told when it mattered
             self._lock.release()
 
@@ -136,33 +132,24 @@ class RunWriter:
             return
         data = "".join(f"{record.to_json()}\n" for record in records).encode("utf-8", "surrogatepass")
         with _refused("written"):
-            self._cut()
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.write(self._file, rest) :]
-            os.fsync(self._file)
-        self._length += len(data)
+            self._lines.append(data)
 
-    def _begin(self) -> None:
-        """See that the folder is this run's, or make it so."""
+    def _begin(self) -> int:
+        """See that the folder is this run's, or make it so; the length in bytes of its records comes back."""
         there = _read_manifest(self.folder)
         if there is None:
             if (self.folder / RECORDS).exists():
                 raise ConfigurationError(f"The folder has a {RECORDS} and no {MANIFEST}.", hint=_OTHER_FOLDER)
             _write_whole(self.folder / MANIFEST, self._manifest.to_json() + "\n")
-            return
+            return 0
         if differs := [*_other_conditions(there.cohort, self._manifest.cohort), *_other_data(there, self._manifest)]:
             raise ConfigurationError(
                 f"The folder holds another run. It differs in {'; '.join(differs)}.", hint=_OTHER_FOLDER
             )
-        records, self._length = _read_records(self.folder)
+        records, length = _read_records(self.folder)
         _check_data(records, there.sets)
         self.done = {(record.set, record.id): record.digest for record in records}
-
-    def _cut(self) -> None:
-        """Cut off what an earlier write left unfinished."""
-        if os.fstat(self._file).st_size != self._length:
-            os.ftruncate(self._file, self._length)
+        return length
 
 
 def _other_conditions(there: Cohort, here: Cohort) -> Iterator[str]:
@@ -212,29 +199,18 @@ def _read_records(folder: Path) -> tuple[list[Record], int]:
     Raises:
         ConfigurationError: A line before the end is damaged.
     """
-    file = folder / RECORDS
-    if not file.exists():
-        return [], 0
     records: list[Record] = []
-    length = position = 0
-    torn = 0
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            position += len(line)
-            record = _read_line(line)
-            if record is None:
-                torn = torn or number
-                continue
-            if torn:  # what follows it is whole, so no crash has torn it
-                raise ConfigurationError(f"Line {torn} of {RECORDS} is damaged.", hint=_OTHER_FOLDER)
-            records.append(record)
-            length = position
+    length = 0
+    for record, length in read_lines(folder / RECORDS, _read_line, _damaged):  # noqa: B007 - that of the last one
+        records.append(record)
     return records, length
 
 
+def _damaged(number: int) -> ConfigurationError:
+    return ConfigurationError(f"Line {number} of {RECORDS} is damaged.", hint=_OTHER_FOLDER)
+
+
 def _read_line(line: bytes) -> Record | None:
-    if not line.endswith(b"\n"):
-        return None
     try:
         return Record.from_json(line)
     except ContentError:

@@ -7,7 +7,6 @@ which the next one cuts off. Judges nothing.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Final, Self
 
 from guardrail_vl._value import Value
 from guardrail_vl.errors import ConfigurationError, ContentError
+from guardrail_vl.evaluation._lines import Lines, read_lines
 from guardrail_vl.evaluation._lock import FolderLock
 from guardrail_vl.training._whole import written
 
@@ -93,24 +93,20 @@ class SampleLog:
         self._folder = folder
         self.records: dict[str, SampleRecord] = {}
         """By id of the turn, in the order in which they were drawn."""
-        self._file = -1
-        self._length = 0
 
     def __enter__(self) -> Self:
         with written(SAMPLES), contextlib.ExitStack() as undo:
             self._lock = FolderLock(self._folder)
             self._lock.acquire()
             undo.callback(self._lock.release)
-            records, self._length = _read(self._folder / SAMPLES)
+            records, length = _read(self._folder / SAMPLES)
             self.records = {record.id: record for record in records}
-            self._file = os.open(self._folder / SAMPLES, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            undo.callback(os.close, self._file)
-            self._cut()
+            self._lines = Lines(self._folder / SAMPLES, length)
             undo.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        os.close(self._file)
+        self._lines.close()
         with contextlib.suppress(OSError):  # a full disk was told when it mattered
             self._lock.release()
 
@@ -122,18 +118,8 @@ class SampleLog:
         """
         data = "".join(f"{record.to_json()}\n" for record in records).encode("utf-8", "surrogatepass")
         with written(SAMPLES):
-            self._cut()
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.write(self._file, rest) :]
-            os.fsync(self._file)
-        self._length += len(data)
+            self._lines.append(data)
         self.records.update({record.id: record for record in records})
-
-    def _cut(self) -> None:
-        """Cut off what an earlier write left unfinished."""
-        if os.fstat(self._file).st_size != self._length:
-            os.ftruncate(self._file, self._length)
 
 
 def read_samples(path: str | Path) -> tuple[SampleRecord, ...]:
@@ -154,29 +140,20 @@ def read_samples(path: str | Path) -> tuple[SampleRecord, ...]:
 
 def _read(file: Path) -> tuple[list[SampleRecord], int]:
     """The records, and the length in bytes of the lines that hold them; a torn end is left out."""
-    if not file.exists():
-        return [], 0
+
+    def damaged(number: int) -> ConfigurationError:
+        return ConfigurationError(f"{file.name}: line {number} is damaged.", hint="Use another folder.")
+
     records: dict[str, SampleRecord] = {}
-    length = position = torn = 0
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            position += len(line)
-            record = _record(line)
-            if record is None:
-                torn = torn or number
-                continue
-            if torn:  # what follows it is whole, so no crash has torn it
-                raise ConfigurationError(f"{file.name}: line {torn} is damaged.", hint="Use another folder.")
-            if record.id in records:
-                raise ConfigurationError(f"{file.name} has the turn {record.id!r} twice.", hint="Use another folder.")
-            records[record.id] = record
-            length = position
+    length = 0
+    for record, length in read_lines(file, _record, damaged):  # noqa: B007 - that of the last one
+        if record.id in records:
+            raise ConfigurationError(f"{file.name} has the turn {record.id!r} twice.", hint="Use another folder.")
+        records[record.id] = record
     return list(records.values()), length
 
 
 def _record(line: bytes) -> SampleRecord | None:
-    if not line.endswith(b"\n"):
-        return None
     try:
         return SampleRecord.from_json(line)
     except ContentError:

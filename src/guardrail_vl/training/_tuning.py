@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from guardrail_vl.engines._hardware import cpu_cores
 from guardrail_vl.errors import ConfigurationError, ContentError, MissingDependencyError
 from guardrail_vl.training._encoding import IGNORED, Encoded, Encoder
 from guardrail_vl.training.turns import LabeledTurn
@@ -66,9 +67,8 @@ def helpers(asked: int | None) -> int:
         return asked
     if not torch.cuda.is_available():
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # Shared by the training processes of this machine, each of which needs a core of its own.
-    return max(0, min(HELPERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
+    return max(0, min(HELPERS, cpu_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1))
 
 
 def prepare(
