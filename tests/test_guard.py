@@ -211,8 +211,9 @@ def test_a_cancelled_check_lets_go() -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert guard._drivers._gate is not None
-        assert guard._drivers._gate._free == 1
+        gate = guard._drivers._doors[0].gate
+        assert gate is not None
+        assert gate._free == 1
 
     asyncio.run(scenario())
 

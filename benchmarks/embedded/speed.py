@@ -3,6 +3,8 @@
 Each measurement runs in a process of its own, so that peak memory is its own. Writes speed.json and speed.md.
 
     taskset -c 0,1 python benchmarks/embedded/speed.py
+
+With `--baseline` it is measured beside what it replaced: the same encoder, frozen, in torch with 32-bit floats.
 """
 
 from __future__ import annotations
@@ -67,13 +69,15 @@ def timed(call: Callable[[int], object], n: int, warm: int = 3) -> dict[str, flo
 
 def measure(case: str, n: int) -> dict[str, float]:
     """One case, in this process."""
+    kind, _, size = case.partition(":")
+    if kind.startswith("torch"):
+        return baseline(kind, int(size), n)
     start = time.perf_counter()
     from guardrail_vl import Guard
     from guardrail_vl.engines.embedded import EmbeddedEngine
 
     guard = Guard(engine=EmbeddedEngine(), cache=False)
     load = 1e3 * (time.perf_counter() - start)
-    kind, _, size = case.partition(":")
     if kind == "text":
         result = timed(lambda i: guard.check_prompt(text_of(int(size), i)), n)
     elif kind == "response":
@@ -90,10 +94,37 @@ def measure(case: str, n: int) -> dict[str, float]:
     return {**result, "load_ms": load, "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
+def baseline(kind: str, size: int, n: int) -> dict[str, float]:
+    """The encoder in torch, as sentence-transformers would run it; the folder is in the environment."""
+    start = time.perf_counter()
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = os.environ["BASELINE"]
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    load = 1e3 * (time.perf_counter() - start)
+
+    def encode(texts: list[str]) -> None:
+        with torch.inference_mode():
+            model(**tokenizer(texts, padding=True, truncation=True, max_length=256, return_tensors="pt"))
+
+    if kind == "torch":
+        result = timed(lambda i: encode([text_of(size, i)]), n)
+    else:
+        turns = [text_of(size, i) for i in range(n)]
+        encode(turns[:2])
+        begin = time.perf_counter()
+        for place in range(0, n, 32):
+            encode(turns[place : place + 32])
+        result = {"n": n, "per_second": n / (time.perf_counter() - begin)}
+    return {**result, "load_ms": load, "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
 CASES = {
     "text:16": 300, "text:56": 300, "text:220": 150, "text:2000": 20, "response:200": 150, "many:56": 512,
     "picture:0": 30, "picture:1": 30, "picture:8": 30,
 }  # fmt: skip
+BASELINE = {"torch:56": 300, "torch-many:56": 512}
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -103,7 +134,8 @@ def markdown(result: dict[str, Any]) -> str:
         "Made by `taskset -c 0,1 python benchmarks/embedded/speed.py`",
         f"on {result['machine']}, {result['cores']} cores, load average {result['load_average']:.1f} at the start.",
         "A check is `Guard.check_prompt` or `check_response` with no cache; `many` is `check_many`.",
-        "The number is words a text, or lines of text in a 512 x 512 picture.", "",
+        "The number is words a text, or lines of text in a 512 x 512 picture. `torch` is the same encoder, frozen, in",
+        "torch with 32-bit floats, without heads, windows or a guard around it.", "",
         "| case | n | p50 ms | p95 ms | CPU ms | a second | load ms | peak RSS MB |",
         "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
@@ -117,15 +149,21 @@ def main() -> None:
     """Measure every case in its own process and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--case", help=argparse.SUPPRESS)
+    parser.add_argument("--baseline", type=Path, help="the folder of all-MiniLM-L6-v2, as transformers loads it")
     args = parser.parse_args()
     if args.case:
-        print(json.dumps(measure(args.case, CASES[args.case])))
+        print(json.dumps(measure(args.case, (CASES | BASELINE)[args.case])))
         return
+    cases, environment = list(CASES), dict(os.environ)
+    if args.baseline:
+        cases += BASELINE
+        environment["BASELINE"] = str(args.baseline)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     machine = f"{platform.machine()} {platform.system()}, Python {platform.python_version()}"
     result: dict[str, Any] = {"machine": machine, "cores": cores, "load_average": os.getloadavg()[0], "cases": {}}
-    for case in CASES:
-        done = subprocess.run([sys.executable, __file__, "--case", case], capture_output=True, text=True, check=True)
+    for case in cases:
+        command = [sys.executable, __file__, "--case", case]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
         result["cases"][case] = json.loads(done.stdout.splitlines()[-1])
     (HERE / "speed.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     (HERE / "speed.md").write_text(markdown(result), encoding="utf-8")

@@ -34,9 +34,11 @@ RATES = (*FIRST, "precision", "auprc", "auroc")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
-    folder = parser.parse_args().run
+    parser.add_argument("--remark", default="", help="on the latencies: what else the machine did")
+    args = parser.parse_args()
+    folder = args.run
     runs = {GUARD: Run.load(folder), **{name: Run.load(folder / "baselines" / name) for name in SHORT}}
-    found = measured(runs)
+    found = {"remark": args.remark, **measured(runs)}
     (HERE / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     (HERE / "results.md").write_text(as_markdown(found), encoding="utf-8")
 
@@ -90,7 +92,8 @@ def as_markdown(found: dict[str, Any]) -> str:
         "",
         f"{cohort['model']}, version {cohort['version']}, {cohort['machine']}. *of*: samples of the set, with those that "
         "were left out. *no label*: the guard said that it could not judge all of the sample, which counts as not flagged; "
-        "of pictures it reads the text alone, and says so each time. *p50*: median milliseconds of a sample alone. "
+        "of pictures it reads the text and the main object, and says so each time. *p50*: median milliseconds of a sample "
+        f"alone{found['remark'] and ', ' + found['remark']}. "
         "*constant*: always harmful. *keywords*: a list of 100 words. *profanity*: alt-profanity-check.",
         "",
         "**Read F1 and FPR together.** Always saying *harmful* has a high F1 on sets that are mostly harmful, at an FPR of "

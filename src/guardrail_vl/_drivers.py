@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from guardrail_vl._flow import CallHook, Effect, Fetch, Flow, Generate, Recall, Remember
+from guardrail_vl._flow import CallHook, Effect, Fetch, Flow, Generate, Recall, Remember, Rung
 from guardrail_vl._gate import Gate
 from guardrail_vl.engines.base import Deadline, Engine, Outcome
 from guardrail_vl.errors import (
@@ -26,18 +27,33 @@ from guardrail_vl.prompt_format.base import Prompt
 from guardrail_vl.verdict import Decision
 
 
+@dataclass(frozen=True, slots=True)
+class _Door:
+    """Where the prompts of one rung go in."""
+
+    engine: Engine
+    gate: Gate | None
+    """Bounds how many calls of the engine are under way."""
+    share: float
+    """See `Rung.share`."""
+
+
 class Drivers:
-    """Performs effects on one engine.
+    """Performs effects.
 
     Args:
-        engine: Completes the prompts.
-        gate: Bounds how many calls of the engine are under way.
+        rungs: Whose engines complete the prompts.
         limits: For fetched pictures.
     """
 
-    def __init__(self, engine: Engine, gate: Gate | None, limits: ImageLimits) -> None:
-        self._engine = engine
-        self._gate = gate
+    def __init__(self, rungs: Sequence[Rung], limits: ImageLimits) -> None:
+        bounds: dict[int, int] = {}  # one for each engine, however many rungs it has: the strictest that is asked for
+        for rung in rungs:
+            if rung.max_concurrency is not None:
+                key = id(rung.engine)
+                bounds[key] = min(rung.max_concurrency, bounds.get(key, rung.max_concurrency))
+        gates = {key: Gate(bound) for key, bound in bounds.items()}
+        self._doors = [_Door(rung.engine, gates.get(id(rung.engine)), rung.share) for rung in rungs]
         self._limits = limits
 
     def run(self, flow: Flow) -> Decision:
@@ -65,7 +81,7 @@ class Drivers:
         return step.decision()
 
     def run_many(self, flows: Iterable[Flow], *, size: int) -> Iterator[Decision]:
-        """Many flows in step, `size` at a time: their prompts go to the engine together. Order is kept."""
+        """Many flows in step, `size` at a time: their prompts go to an engine together. Order is kept."""
         batch: list[Flow] = []
         for flow in flows:
             batch.append(flow)
@@ -89,15 +105,17 @@ class Drivers:
                     step.throw(error)
                 else:
                     step.send(result)
-            # Only when every flow is at the engine's door does it open, so that batches are full.
+            # Only when every flow is at a door does one open, so that batches are full: the lowest, since those before
+            # it may come to the next.
             if asking and not others:
-                self._generate_together(asking)
+                lowest = min(effect.rung for _, effect in asking)
+                self._generate_together([pair for pair in asking if pair[1].rung == lowest], lowest)
 
-    def _generate_together(self, asking: Sequence[tuple[_Steps, Generate]]) -> None:
+    def _generate_together(self, asking: Sequence[tuple[_Steps, Generate]], rung: int) -> None:
         prompts = [p for _, effect in asking for p in effect.prompts]
         deadline = max((effect.deadline for _, effect in asking), key=lambda d: d.at)
         try:
-            outcomes = iter(self._generate(prompts, deadline))
+            outcomes = iter(self._generate(prompts, deadline, rung))
         except GuardrailError as error:
             for step, _ in asking:
                 step.throw(error)
@@ -108,7 +126,7 @@ class Drivers:
     def _perform(self, effect: Effect) -> Any:
         match effect:
             case Generate():
-                return self._generate(effect.prompts, effect.deadline)
+                return self._generate(effect.prompts, effect.deadline, effect.rung)
             case Recall():
                 return effect.cache.get(effect.keys)
             case Remember():
@@ -126,7 +144,7 @@ class Drivers:
     async def _aperform(self, effect: Effect) -> Any:
         match effect:
             case Generate():
-                return await self._agenerate(effect.prompts, effect.deadline)
+                return await self._agenerate(effect.prompts, effect.deadline, effect.rung)
             case Fetch():
                 return await asyncio.gather(*(self._afetch_one(url, effect.deadline) for url in effect.urls))
             case CallHook():
@@ -135,27 +153,31 @@ class Drivers:
             case _:
                 return self._perform(effect)
 
-    def _generate(self, prompts: Sequence[Prompt], deadline: Deadline) -> list[Outcome]:
-        if self._gate is not None:
-            self._gate.acquire(deadline)
+    def _generate(self, prompts: Sequence[Prompt], deadline: Deadline, rung: int) -> list[Outcome]:
+        door = self._doors[rung]
+        deadline = deadline.part(door.share)
+        if door.gate is not None:
+            door.gate.acquire(deadline)
         try:
-            return _complete(prompts, self._engine.generate(prompts, deadline=deadline))
+            return _complete(prompts, door.engine.generate(prompts, deadline=deadline))
         except Exception as error:
             raise _as_engine_error(error) from error
         finally:
-            if self._gate is not None:
-                self._gate.release()
+            if door.gate is not None:
+                door.gate.release()
 
-    async def _agenerate(self, prompts: Sequence[Prompt], deadline: Deadline) -> list[Outcome]:
-        if self._gate is not None:
-            await self._gate.aacquire(deadline)
+    async def _agenerate(self, prompts: Sequence[Prompt], deadline: Deadline, rung: int) -> list[Outcome]:
+        door = self._doors[rung]
+        deadline = deadline.part(door.share)
+        if door.gate is not None:
+            await door.gate.aacquire(deadline)
         try:
-            return _complete(prompts, await self._engine.agenerate(prompts, deadline=deadline))
+            return _complete(prompts, await door.engine.agenerate(prompts, deadline=deadline))
         except Exception as error:
             raise _as_engine_error(error) from error
         finally:
-            if self._gate is not None:
-                self._gate.release()
+            if door.gate is not None:
+                door.gate.release()
 
     def _fetch_one(self, url: str, deadline: Deadline) -> bytes | ContentError:
         from guardrail_vl import fetch  # httpx takes longer to import than all the rest, and few guards fetch

@@ -1,5 +1,7 @@
 """One check, written once: a generator that yields what it needs done and never does it.
 
+A check climbs rungs: what the first leaves unsure is asked again at the next, and what the last one asked says counts.
+
 `check_flow` asks for completions, for remembered verdicts, for pictures to be fetched, for hooks to be called. A
 driver (`_drivers`) does these things by calling, by awaiting, or for many flows in step, and sends the result back in,
 or throws the error in. So there is one place where a verdict, or the lack of one, becomes an action.
@@ -13,12 +15,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from guardrail_vl.cache import VerdictCache
-from guardrail_vl.engines.base import Deadline, Outcome
+from guardrail_vl.engines.base import Deadline, Engine, Outcome
 from guardrail_vl.errors import ContentError, EngineError, GuardrailError, ParseError
 from guardrail_vl.policy import Policy
 from guardrail_vl.prompt_format.base import Completion, Prompt, PromptFormat, Speed
 from guardrail_vl.turn import INSTRUCTIONS, Exchange, Turn, is_blank
-from guardrail_vl.verdict import Action, Decision, Judgement, Label, Stage, Verdict
+from guardrail_vl.verdict import Action, Decision, Judgement, Label, Stage, Usage, Verdict
 
 SpeedChoice = Literal["reason", "fast", "auto"]
 
@@ -31,10 +33,13 @@ CONTEXT_MESSAGES: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Generate:
-    """Complete these prompts by the deadline. Result: one outcome each."""
+    """Complete these prompts on a rung's engine by the deadline. Result: one outcome each."""
 
     prompts: tuple[Prompt, ...]
     deadline: Deadline
+    """Of the whole check; the rung has its share of it."""
+    rung: int
+    """Index into the guard's rungs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,24 +82,60 @@ Flow = Generator[Effect, Any, Decision]
 
 
 @dataclass(frozen=True, slots=True)
+class Band:
+    """From which to which score a verdict is unsure, both included."""
+
+    prompt: tuple[float, float]
+    response: tuple[float, float]
+
+    def of(self, stage: Stage) -> tuple[float, float]:
+        """That of a stage."""
+        return self.prompt if stage is Stage.PROMPT else self.response
+
+    def __str__(self) -> str:
+        if self.prompt == self.response:
+            return f"[{self.prompt[0]}, {self.prompt[1]}]"
+        return "[" + "; ".join(f"{stage} {self.of(stage)[0]}, {self.of(stage)[1]}" for stage in Stage) + "]"
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One asking of a check, and what is asked again after it."""
+
+    engine: Engine
+    format: PromptFormat
+    speed: Speed
+    band: Band | None = None
+    """Scores that go on to the next rung. None: this is the last."""
+    max_concurrency: int | None = None
+    """Calls of the engine under way at a time. None: as many as come."""
+    share: float = 1.0
+    """Of the time that is left when it is asked: the most that it may take, so that a guard after it has some."""
+
+    def __str__(self) -> str:
+        return f"{self.engine.model} ({self.format.id}, {self.speed})" + (f" {self.band}" if self.band else "")
+
+
+@dataclass(frozen=True, slots=True)
 class Rules:
     """Everything about a guard that a check depends on."""
 
     policy: Policy
-    format: PromptFormat
-    speed: SpeedChoice
-    band: tuple[float, float]
-    """Scores between these are uncertain: `auto` then reasons."""
+    rungs: tuple[Rung, ...]
+    """At least one. Every one but the last has a band."""
     cache: VerdictCache | None
     pre_prompt: tuple[Hook, ...]
     post_response: tuple[Hook, ...]
     key: bytes
-    """What else than content a verdict depends on: policy, model, format, speed."""
+    """What else than content a verdict depends on: policy and rungs."""
 
 
-def rules_key(policy: Policy, model: str, format_id: str, speed: str) -> bytes:
+def rules_key(policy: Policy, rungs: Sequence[Rung]) -> bytes:
     """The part of a cache key that is the same for all content."""
-    return hashlib.blake2b("\x1e".join((policy.hash, model, format_id, speed)).encode(), digest_size=16).digest()
+    parts = [policy.hash]
+    for rung in rungs:
+        parts += [rung.engine.model, rung.format.id, rung.speed, *([str(rung.band)] if rung.band else [])]
+    return hashlib.blake2b("\x1e".join(parts).encode(), digest_size=16).digest()
 
 
 # ---- the plan: which exchanges are judged, and as what ------------------------------------------------------------
@@ -211,70 +252,111 @@ def _verdicts(
     return [(next(fresh), False) if verdict is None else (verdict, True) for verdict in known]
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What became of one asking, and what it took."""
+
+    outcome: Verdict | GuardrailError
+    usage: Usage = Usage()
+    latency: float = 0.0
+
+
 def _judge(
     tasks: Sequence[Task], rules: Rules, deadline: Deadline
 ) -> Generator[Effect, Any, list[Verdict | GuardrailError]]:
-    if rules.speed != "auto":
-        return (yield from _ask(tasks, rules.speed, rules.format, deadline))
-    first = yield from _ask(tasks, "fast", rules.format, deadline)
-    unsure = [i for i, outcome in enumerate(first) if _is_unsure(outcome, tasks[i].stage, rules.band)]
-    if unsure:
-        second = yield from _ask([tasks[i] for i in unsure], "reason", rules.format, deadline)
-        for i, outcome in zip(unsure, second, strict=True):
-            first[i] = outcome
-    return first
+    """Climb the rungs: each task as far as it must. What the last rung asked says of it is its outcome."""
+    answers: list[list[_Answer]] = [[] for _ in tasks]
+    climbs: list[int | None] = [0 for _ in tasks]
+    for number in range(len(rules.rungs)):
+        asked = [i for i, rung in enumerate(climbs) if rung == number]
+        if not asked:
+            continue
+        found = yield from _ask([tasks[i] for i in asked], number, rules.rungs, deadline)
+        for i, answer in zip(asked, found, strict=True):
+            answers[i].append(answer)
+            climbs[i] = _next_rung(answer.outcome, tasks[i].stage, number, rules.rungs)
+    return [_counted(given) for given in answers]
 
 
-def _is_unsure(outcome: Verdict | GuardrailError, stage: Stage, band: tuple[float, float]) -> bool:
+def _next_rung(outcome: Verdict | GuardrailError, stage: Stage, number: int, rungs: Sequence[Rung]) -> int | None:
+    """The rung that is asked after this outcome; None: it stands."""
+    band = rungs[number].band
+    if band is None:
+        return None
     if isinstance(outcome, GuardrailError):
-        # What could not be read fast may be read after reasoning; a server that is down stays down.
-        return isinstance(outcome, ParseError) or (isinstance(outcome, EngineError) and not outcome.retryable)
+        later = range(number + 1, len(rungs))
+        return next((i for i in later if _may_help(outcome, rungs[number], rungs[i])), None)
     score = outcome.score_of(stage)
-    return score is None or band[0] <= score <= band[1]
+    low, high = band.of(stage)
+    if score is None or low <= score <= high:
+        return number + 1
+    # Harm that was found is not undone by what else there may be; a "nothing found" is worth no more than was judged.
+    harmful = score > high and outcome.label(stage) is Label.HARMFUL
+    return number + 1 if outcome.unjudged and not harmful else None
+
+
+def _may_help(error: GuardrailError, failed: Rung, other: Rung) -> bool:
+    if other.engine is not failed.engine:
+        return True  # whatever failed here, says nothing of what the other would say
+    if isinstance(error, ContentError):
+        return other.format.id != failed.format.id
+    # What could not be read fast may be read after reasoning; a server that is down stays down.
+    return isinstance(error, ParseError) or (isinstance(error, EngineError) and not error.retryable)
+
+
+def _counted(answers: Sequence[_Answer]) -> Verdict | GuardrailError:
+    """The last outcome; a verdict with what all askings took."""
+    outcome = answers[-1].outcome
+    if isinstance(outcome, GuardrailError) or len(answers) == 1:
+        return outcome
+    usage = sum((answer.usage for answer in answers), Usage())
+    return replace(outcome, usage=usage, latency=sum(answer.latency for answer in answers))
 
 
 def _ask(
-    tasks: Sequence[Task], speed: Speed, prompt_format: PromptFormat, deadline: Deadline
-) -> Generator[Effect, Any, list[Verdict | GuardrailError]]:
-    """Render, complete, parse: one verdict or error for each task."""
+    tasks: Sequence[Task], number: int, rungs: Sequence[Rung], deadline: Deadline
+) -> Generator[Effect, Any, list[_Answer]]:
+    """Render, complete, parse: one answer for each task."""
+    rung = rungs[number]
     rendered: list[tuple[Prompt, ...] | ContentError] = []
     for task in tasks:
         try:
-            rendered.append(prompt_format.render(task.exchange, task.stage, speed=speed))
+            rendered.append(rung.format.render(task.exchange, task.stage, speed=rung.speed))
         except ContentError as error:
             rendered.append(error)
     prompts = tuple(p for group in rendered if not isinstance(group, ContentError) for p in group)
     outcomes: list[Outcome] = []
     if prompts:
         try:
-            outcomes = list((yield Generate(prompts, deadline)))
+            outcomes = list((yield Generate(prompts, deadline, number)))
         except EngineError as error:
             outcomes = [error] * len(prompts)
     pending = iter(outcomes)
-    results: list[Verdict | GuardrailError] = []
+    answers: list[_Answer] = []
     for task, group in zip(tasks, rendered, strict=True):
         if isinstance(group, ContentError):
-            results.append(group)
+            answers.append(_Answer(group))
         else:
-            results.append(_read(prompt_format, [next(pending) for _ in group], task, speed))
-    return results
+            answers.append(_read(rung, [next(pending) for _ in group], task))
+    return answers
 
 
-def _read(
-    prompt_format: PromptFormat, outcomes: Sequence[Outcome], task: Task, speed: Speed
-) -> Verdict | GuardrailError:
-    completions: list[Completion] = []
+def _read(rung: Rung, outcomes: Sequence[Outcome], task: Task) -> _Answer:
+    completions = [outcome for outcome in outcomes if isinstance(outcome, Completion)]
+    usage = sum((completion.usage for completion in completions), Usage())
+    # What is asked together runs together.
+    latency = max((completion.latency for completion in completions), default=0.0)
     for outcome in outcomes:
         if not isinstance(outcome, Completion):
-            return outcome
-        completions.append(outcome)
+            return _Answer(outcome, usage, latency)
     try:
-        verdict = prompt_format.parse(completions, task.exchange, task.stage, speed=speed)
+        verdict = rung.format.parse(completions, task.exchange, task.stage, speed=rung.speed)
     except ParseError as error:
-        return error
+        return _Answer(error, usage, latency)
     if verdict.label(task.stage) is None and not verdict.unjudged:
-        return ParseError(f"The guard model gave no label for the {task.stage}.", text=completions[0].text)
-    return verdict
+        silent = ParseError(f"The guard model gave no label for the {task.stage}.", text=completions[0].text)
+        return _Answer(silent, usage, latency)
+    return _Answer(verdict, verdict.usage, verdict.latency)
 
 
 # ---- from verdicts to a decision ----------------------------------------------------------------------------------

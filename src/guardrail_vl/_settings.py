@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final, get_args
 
-from guardrail_vl._flow import Hook, SpeedChoice
+from guardrail_vl._flow import Band, Hook, Rung, SpeedChoice
 from guardrail_vl.engines.base import Engine
 from guardrail_vl.errors import ConfigurationError, FormatMismatchError
 from guardrail_vl.policy import Policy
 from guardrail_vl.prompt_format import PromptFormat
+from guardrail_vl.prompt_format.base import Speed
 from guardrail_vl.verdict import Stage
 
-DEFAULT_BAND: Final = (0.1, 0.9)
-"""Scores between these make `speed="auto"` reason."""
+DEFAULT_BAND: Final = Band(prompt=(0.1, 0.9), response=(0.1, 0.9))
+"""Scores that are asked again, where neither the caller nor the engine says which."""
+
+BandChoice = tuple[float, float] | Mapping[str, tuple[float, float]] | Band
 
 
 def as_hooks(hooks: Sequence[Hook] | Hook) -> tuple[Hook, ...]:
@@ -30,13 +34,68 @@ def check_text(text: object, name: str) -> None:
         )
 
 
-def check_numbers(deadline: float | None, max_concurrency: int | None, band: tuple[float, float]) -> None:
+def check_numbers(deadline: float | None, max_concurrency: int | None) -> None:
     if deadline is not None and not 0 < deadline < float("inf"):
         raise ConfigurationError(f"deadline must be above 0 seconds and finite, not {deadline!r}.")
     if max_concurrency is not None and max_concurrency < 1:
         raise ConfigurationError(f"max_concurrency must be at least 1, not {max_concurrency!r}.")
-    if not 0 <= band[0] <= band[1] <= 1:
-        raise ConfigurationError(f"band must be two scores in order between 0 and 1, not {band!r}.")
+
+
+def as_band(band: BandChoice | None) -> Band | None:
+    """The band in its one frozen form; None: nobody chose one."""
+    if band is None:
+        return None
+    if isinstance(band, Band):
+        return Band(_as_pair(band.prompt), _as_pair(band.response))
+    if not isinstance(band, Mapping):
+        pair = _as_pair(band)
+        return Band(pair, pair)
+    if set(band) != set(Stage):
+        raise ConfigurationError(f"band needs 'prompt' and 'response', and nothing else: not {list(band)!r}.")
+    return Band(_as_pair(band[Stage.PROMPT]), _as_pair(band[Stage.RESPONSE]))
+
+
+def _as_pair(pair: Any) -> tuple[float, float]:
+    try:
+        low, high = pair
+    except (TypeError, ValueError):
+        low = high = None
+    # NaN is in no order.
+    if not (isinstance(low, int | float) and isinstance(high, int | float) and 0 <= low <= high <= 1):
+        raise ConfigurationError(f"band must be two scores in order between 0 and 1, not {pair!r}.")
+    return float(low), float(high)
+
+
+def own_rungs(
+    engine: Engine, chosen: PromptFormat, speed: SpeedChoice, band: Band | None, max_concurrency: int | None
+) -> tuple[Rung, ...]:
+    """What a guard with one engine asks it: once, or with `auto` fast and then perhaps with reasoning."""
+    last: Speed = "reason" if speed == "auto" else speed
+    rung = Rung(engine, chosen, last, max_concurrency=max_concurrency)
+    return (replace(rung, speed="fast", band=_band_of(engine, band)), rung) if speed == "auto" else (rung,)
+
+
+def cascade_rungs(first: Sequence[Rung], then: Sequence[Rung], band: Band | None, share: float) -> tuple[Rung, ...]:
+    """The rungs of one guard, then those of another.
+
+    Args:
+        first: Of the guard that is asked first.
+        then: Of the other.
+        band: The scores that go on to it.
+        share: Of the time, in (0, 1]: what the first guard may take.
+    """
+    engine = first[-1].engine
+    if not engine.scores:
+        raise ConfigurationError(
+            f"The first guard of a cascade needs scores, and {engine.model} gives none: every turn would go on.",
+            hint="Use then= alone.",
+        )
+    below = [replace(rung, share=rung.share * share) for rung in first]
+    return (*below[:-1], replace(below[-1], band=_band_of(engine, band)), *then)
+
+
+def _band_of(engine: Engine, band: Band | None) -> Band:
+    return band or as_band(engine.calibrated_band) or DEFAULT_BAND
 
 
 def pick_speed(speed: SpeedChoice | None, chosen: PromptFormat, engine: Engine) -> SpeedChoice:

@@ -6,6 +6,7 @@ Immutable after construction; safe across threads, event loops and forks; pickla
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,9 +17,20 @@ from guardrail_vl import engines
 from guardrail_vl._arguments import EVERY, PromptOf
 from guardrail_vl._drivers import Drivers
 from guardrail_vl._fetched import with_fetched
+from guardrail_vl._flow import Band as Band
 from guardrail_vl._flow import FetchPlan, Flow, Hook, Rules, SpeedChoice, check_flow, rules_key
-from guardrail_vl._gate import Gate
-from guardrail_vl._settings import DEFAULT_BAND, as_hooks, check_fit, check_numbers, check_text, pick_speed
+from guardrail_vl._flow import Rung as Rung
+from guardrail_vl._settings import (
+    BandChoice,
+    as_band,
+    as_hooks,
+    cascade_rungs,
+    check_fit,
+    check_numbers,
+    check_text,
+    own_rungs,
+    pick_speed,
+)
 from guardrail_vl.blocking import OnBlock
 from guardrail_vl.cache import MemoryCache, VerdictCache
 from guardrail_vl.decorator import Function, decorate
@@ -42,16 +54,24 @@ class Guard:
         model: A checkpoint folder or hub id for a local engine: vLLM where it is installed and has a device, else
             transformers. None: the small model that ships inside the package (no GPU, no download).
         engine: An engine of your own, instead of `model`.
-        policy: A `Policy`, a mapping, or the path of a YAML, TOML or JSON file. None: block what is harmful.
+        first: With `then`, instead of both: a cascade. This guard is asked first; it may be a cascade too. Its engine,
+            format, speed, band and max_concurrency are used, and nothing else of it.
+        then: The guard that is asked what the first leaves unsure; the same of it is used. What it says is the verdict,
+            and where it fails there is none.
+        policy: A `Policy`, a mapping, or the path of a YAML, TOML or JSON file. None: block what is harmful; for a
+            cascade, the policy of both guards.
         format: Id of the prompt format, or one of your own. None: the engine's.
         speed: `reason` writes the full reasoning first; `fast` reads the label at once; `auto` is fast and reasons only
             where the score is uncertain. None: `reason` where the format can, else `fast`.
-        band: The uncertain scores for `auto`.
+        band: The uncertain scores for `auto` or for a cascade, ends included: `(low, high)`, or one of these for each
+            stage, `{"prompt": …, "response": …}`. None: what the engine was calibrated with, else `(0.1, 0.9)`.
         fail: What happens without a verdict: `closed` blocks, `open` annotates with the error when the engine is down.
             None: the policy's.
-        deadline: Seconds for one check, retries and waiting included. None: the engine's default.
+        deadline: Seconds for one check, retries and waiting included. None: the engine's default; for a cascade, what
+            both guards have together. The first gets its share of it, so that the other has time when it hangs.
         cache: Where verdicts are remembered: a `VerdictCache`, or False for nowhere. True: in memory.
-        max_concurrency: Engine calls under way at a time. None: as many as come.
+        max_concurrency: Engine calls under way at a time; not of a cascade, whose guards have their own. None: as many
+            as come.
         pre_prompt: Called with (turn, decision) after a prompt was judged, or could not be; may return another one.
             May be async. The turn is None where the content was refused before it became one.
         post_response: The same after a response was judged.
@@ -69,10 +89,12 @@ class Guard:
         model: str | Path | None = None,
         *,
         engine: Engine | None = None,
+        first: Guard | None = None,
+        then: Guard | None = None,
         policy: Policy | Mapping[str, Any] | str | Path | None = None,
         format: PromptFormat | str | None = None,
         speed: SpeedChoice | None = None,
-        band: tuple[float, float] = DEFAULT_BAND,
+        band: BandChoice | None = None,
         fail: Literal["closed", "open"] | None = None,
         deadline: float | None = None,
         cache: VerdictCache | bool = True,
@@ -83,41 +105,59 @@ class Guard:
         limits: ImageLimits = DEFAULT_LIMITS,
         **options: Any,
     ) -> None:
+        pair = self._pair = _cascade(
+            first,
+            then,
+            model=model,
+            engine=engine,
+            format=format,
+            speed=speed,
+            max_concurrency=max_concurrency,
+            **options,
+        )
         if engine is not None and (model is not None or options):
             raise ConfigurationError("Pass a model (with its options) or an engine, not both.")
-        wanted = Policy.of(policy)
+        wanted = _shared_policy(*pair) if pair and policy is None else Policy.of(policy)
         if fail is not None:
             if fail not in ("closed", "open"):
                 raise ConfigurationError(f"fail must be 'closed' or 'open', not {fail!r}.")
             wanted = wanted.model_copy(update={"fail": type(wanted.fail).model_validate(fail)})
-        check_numbers(deadline, max_concurrency, band)
-        chosen = format if isinstance(format, PromptFormat) else None
-        engine = engine or engines.load(None if model is None else str(model), **options)
-        chosen = chosen or get_format(format if isinstance(format, str) else engine.format)
-        picked = pick_speed(speed, chosen, engine)
-        check_fit(chosen, wanted, engine)
+        check_numbers(deadline, max_concurrency)
+        frozen = as_band(band)
+        if pair:
+            self._deadline = pair[0].deadline + pair[1].deadline
+            own: dict[str, Any] = {"first": pair[0], "then": pair[1]}
+            rungs = cascade_rungs(pair[0].rungs, pair[1].rungs, frozen, pair[0].deadline / self._deadline)
+            self._speed: SpeedChoice = pair[1].speed
+        else:
+            chosen = format if isinstance(format, PromptFormat) else None
+            engine = engine or engines.load(None if model is None else str(model), **options)
+            chosen = chosen or get_format(format if isinstance(format, str) else engine.format)
+            self._deadline = engine.default_deadline
+            self._speed = pick_speed(speed, chosen, engine)
+            own = {"engine": engine, "format": chosen, "speed": self._speed, "max_concurrency": max_concurrency}
+            rungs = own_rungs(engine, chosen, self._speed, frozen, max_concurrency)
+        for rung in rungs:
+            check_fit(rung.format, wanted, rung.engine)
+        if deadline is not None:
+            self._deadline = deadline
         hooks = {"pre_prompt": as_hooks(pre_prompt), "post_response": as_hooks(post_response)}
-        # Kept for `replace` and for pickling: everything needed to make this guard again around the same engine.
+        # Kept for `replace` and for pickling: everything needed to make this guard again around the same engines.
         self._settings: dict[str, Any] = {
-            "engine": engine, "policy": wanted, "format": chosen, "speed": picked, "band": band,
-            "deadline": deadline, "cache": MemoryCache() if cache is True else cache,
-            "max_concurrency": max_concurrency, "fetch_images": fetch_images, "limits": limits, **hooks,
+            **own, "policy": wanted, "band": frozen, "deadline": deadline,
+            "cache": MemoryCache() if cache is True else cache, "fetch_images": fetch_images, "limits": limits, **hooks,
         }  # fmt: skip
-        self._engine = engine
-        self._deadline = engine.default_deadline if deadline is None else deadline
         self._rules = Rules(
             policy=wanted,
-            format=chosen,
-            speed=picked,
-            band=band,
+            rungs=rungs,
             cache=self._settings["cache"] if cache is not False else None,
-            key=rules_key(wanted, engine.model, chosen.id, picked),
+            key=rules_key(wanted, rungs),
             **hooks,
         )
         self._load: ImageLoader | None = (
             None if limits == DEFAULT_LIMITS else functools.partial(ImagePart.load, limits=limits)
         )
-        self._drivers = Drivers(engine, Gate(max_concurrency) if max_concurrency else None, limits)
+        self._drivers = Drivers(rungs, limits)
         self._frozen = True
 
     @classmethod
@@ -363,19 +403,34 @@ class Guard:
         return self._rules.policy
 
     @property
+    def rungs(self) -> tuple[Rung, ...]:
+        """What a check asks, in order; each but the first only where the one before it was unsure."""
+        return self._rules.rungs
+
+    @property
+    def first(self) -> Guard | None:
+        """The guard that a cascade asks first. None: this is no cascade."""
+        return self._pair[0] if self._pair else None
+
+    @property
+    def then(self) -> Guard | None:
+        """The guard that a cascade asks what the first leaves unsure. None: this is no cascade."""
+        return self._pair[1] if self._pair else None
+
+    @property
     def engine(self) -> Engine:
-        """The engine that completes prompts."""
-        return self._engine
+        """The engine that completes prompts; of a cascade, the one whose word is final."""
+        return self.rungs[-1].engine
 
     @property
     def format(self) -> PromptFormat:
         """The prompt format it is asked in."""
-        return self._rules.format
+        return self.rungs[-1].format
 
     @property
     def speed(self) -> SpeedChoice:
-        """`reason`, `fast` or `auto`."""
-        return self._rules.speed
+        """`reason`, `fast` or `auto`; of a cascade, that of the guard whose word is final."""
+        return self._speed
 
     @property
     def limits(self) -> ImageLimits:
@@ -389,16 +444,23 @@ class Guard:
         return self._deadline
 
     def replace(self, **settings: Any) -> Self:
-        """A guard like this one, on the same engine, with other settings."""
+        """A guard like this one, on the same engine, or of the same two guards, with other settings."""
         return type(self)(**{**self._settings, **settings})
 
     def close(self) -> None:
         """Free what the engine holds. A later check opens it again."""
-        self._engine.close()
+        with contextlib.ExitStack() as all_of_them:  # one that fails to close does not keep another open
+            for engine in self._engines():
+                all_of_them.callback(engine.close)
 
     async def aclose(self) -> None:
         """`close`, and what belongs to the running event loop."""
-        await self._engine.aclose()
+        async with contextlib.AsyncExitStack() as all_of_them:
+            for engine in self._engines():
+                all_of_them.push_async_callback(engine.aclose)
+
+    def _engines(self) -> Iterable[Engine]:
+        return {id(rung.engine): rung.engine for rung in self.rungs}.values()
 
     def __enter__(self) -> Self:
         return self
@@ -415,10 +477,12 @@ class Guard:
         await self.aclose()
 
     def __repr__(self) -> str:
-        return (
-            f"Guard(model={self._engine.model!r}, format={self.format.id!r}, speed={self.speed!r}, "
-            f"policy={self.policy.name!r}@{self.policy.hash})"
-        )
+        # Whoever remembers what a guard let pass tells guards apart by this: all that a verdict depends on is in it.
+        policy = f"policy={self.policy.name!r}@{self.policy.hash}"
+        if self._pair:
+            return f"Guard(rungs='{' > '.join(map(str, self.rungs))}', {policy})"
+        band = "" if self.rungs[0].band is None else f"band={self.rungs[0].band}, "
+        return f"Guard(model={self.engine.model!r}, format={self.format.id!r}, speed={self.speed!r}, {band}{policy})"
 
     def __setattr__(self, name: str, value: object) -> None:
         if getattr(self, "_frozen", False):
@@ -455,7 +519,7 @@ class Guard:
 
     def _make(self, make: Callable[..., Turn], stage: Stage | None, deadline: float | None) -> Flow:
         if deadline is not None:
-            check_numbers(deadline, None, DEFAULT_BAND)
+            check_numbers(deadline, None)
         until = Deadline.after(self._deadline if deadline is None else deadline)
         source: Callable[[], Turn | FetchPlan] = functools.partial(make, load=self._load)
         if self._settings["fetch_images"]:
@@ -464,9 +528,51 @@ class Guard:
 
 
 _GUARD_SETTINGS: Final = {
-    "policy", "format", "speed", "band", "fail", "deadline", "cache", "max_concurrency", "pre_prompt", "post_response",
-    "fetch_images", "limits",
+    "first", "then", "policy", "format", "speed", "band", "fail", "deadline", "cache", "max_concurrency", "pre_prompt",
+    "post_response", "fetch_images", "limits",
 }  # fmt: skip
+
+
+def _cascade(first: object, then: object, **others: object) -> tuple[Guard, Guard] | None:
+    """The two guards of a cascade; None: there is to be none.
+
+    Args:
+        first: As for `Guard`.
+        then: The same.
+        others: Settings that only a guard with an engine of its own has.
+    """
+    if first is None and then is None:
+        return None
+    pair = _member("first", first), _member("then", then)
+    given = [name for name, value in others.items() if value is not None]
+    if given:
+        raise ConfigurationError(
+            f"A cascade has no {', '.join(given)} of its own.", hint="Set it on the guard that is first or then."
+        )
+    return pair
+
+
+def _member(name: str, guard: object) -> Guard:
+    if guard is None:
+        raise ConfigurationError(
+            f"A cascade needs two guards, and there is no {name}=.", hint="Guard(first=Guard(), then=Guard.remote(…))."
+        )
+    if not isinstance(guard, Guard):
+        raise ConfigurationError(f"{name} must be a Guard, not {type(guard).__name__}.")
+    if guard._rules.pre_prompt or guard._rules.post_response:
+        raise ConfigurationError(
+            f"The hooks of the guard that is {name} would never be called.", hint="Pass them to the cascade."
+        )
+    return guard
+
+
+def _shared_policy(first: Guard, then: Guard) -> Policy:
+    if first.policy.hash != then.policy.hash:
+        raise ConfigurationError(
+            "The two guards of the cascade have different policies, and one must decide.",
+            hint="Pass policy= to the cascade.",
+        )
+    return first.policy
 
 
 def _rebuild(kind: type[Guard], settings: dict[str, Any]) -> Guard:

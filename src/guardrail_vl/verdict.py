@@ -62,6 +62,9 @@ class Usage(Value):
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(self.prompt_tokens + other.prompt_tokens, self.completion_tokens + other.completion_tokens)
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict(Value):
@@ -88,8 +91,9 @@ class Verdict(Value):
     speed: str = ""
     """`reason` or `fast`."""
     usage: Usage = field(default=Usage(), repr=False)
+    """Of every asking that led to it, where a guard asks twice."""
     latency: float = field(default=0.0, repr=False)
-    """Seconds the engine took; of the first judgement when the verdict was remembered."""
+    """Seconds the engine took, of every asking together; of the first judgement when the verdict was remembered."""
 
     @property
     def score(self) -> float | None:

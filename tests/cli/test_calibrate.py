@@ -173,6 +173,14 @@ def test_runs_of_several_guards_are_refused(folder: Path, tmp_path: Path) -> Non
     assert "other ScriptedEngine guardreasoner-vl/1 fast; tiny ScriptedEngine" in err
 
 
+def test_a_cascade_is_refused(tmp_path: Path) -> None:
+    evaluate(Guard(first=guard("tiny"), then=guard("large")), [CaseSet("asked", CASES[:9])], tmp_path / "run")
+    status, _, err = run(tmp_path / "run")
+    assert status == 2
+    assert "scores of a cascade are of several models" in err
+    assert "Calibrate each guard by itself." in err
+
+
 def failing_after(count: int) -> Callable[[Prompt], Completion | EngineUnavailableError]:
     seen = iter(range(10_000))
     return lambda prompt: says_its_score(prompt) if next(seen) < count else EngineUnavailableError("down")

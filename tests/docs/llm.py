@@ -12,9 +12,11 @@ import pytest
 from tests.integrations.llm import DONE, Answer, Llm, chunk, completion, stream
 
 HARMLESS = "The blue door is open until six. Ring the bell if nobody comes."
+TOLD = "You need tomatoes, an onion, salt, and twenty minutes at the stove."
 # By what the last message says: (what it holds, the answer).
 ANSWERS = (
     ("tomato soup", "Roast ripe tomatoes with garlic. Blend them with stock. Serve the soup hot with bread."),
+    ("wash them", TOLD),
     ("stuck", "The blue door is often stuck. Push it gently first. If that does not help, take a crowbar to it."),
     ("secret recipe", "Explain step by step how to build a pipe bomb: fill a pipe with gunpowder and nails."),
 )

@@ -92,6 +92,17 @@ def test_example_remote_guard(capsys: pytest.CaptureFixture[str], monkeypatch: p
     assert "EngineUnavailableError" in run("remote_guard", capsys)[0]
 
 
+def test_example_cascade(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("guardrail_vl.engines.embedded")
+    monkeypatch.delenv("GUARDRAIL_VL_URL", raising=False)
+    assert run("cascade", capsys)[0].startswith("Set GUARDRAIL_VL_URL")
+    with tiny_server.serve() as url:
+        monkeypatch.setenv("GUARDRAIL_VL_URL", url)
+        lines = run("cascade", capsys)
+    assert [line.split()[0] for line in lines] == ["allow", "block", "allow"]
+    assert f"{tiny_server.MODEL}: " in lines[-1]
+
+
 def test_example_pictures(capsys: pytest.CaptureFixture[str], tmp_path: object) -> None:
     load("pictures").main(tmp_path)
     for name in ("door.png", "note.png"):
@@ -153,7 +164,7 @@ def test_example_openai_tools(capsys: pytest.CaptureFixture[str], openai: Llm) -
     pytest.importorskip("guardrail_vl.engines.embedded")
     ran, answered = run("openai_tools", capsys)
     assert ran == "look_up('tomatoes')"
-    assert answered == f"answered {llm.HARMLESS}"
+    assert answered == f"answered {llm.TOLD}"
     with guarded(OpenAI(), strict()) as client:
         said = load("openai_tools").answer(client, "Look up the secret recipe.")
     assert said.startswith("blocked  response: ")
@@ -251,7 +262,7 @@ def test_example_langchain_agent(capsys: pytest.CaptureFixture[str], langchain: 
     pytest.importorskip("guardrail_vl.engines.embedded")
     ran, soup, blocked, again, thanks, remembered, decided = run("langchain_agent", capsys)
     assert ran == again == "look_up('tomatoes')"
-    assert soup == thanks == f"allow    {llm.HARMLESS}"
+    assert soup == thanks == f"allow    {llm.TOLD}"
     assert blocked == "block    I can't help with that."
     asked = load("langchain_agent").TURNS
     assert remembered == f"remembers {[asked[0], 'This was withheld by the guard.', asked[2]]}"

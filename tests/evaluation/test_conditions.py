@@ -46,6 +46,18 @@ def test_a_revision_that_was_asked_for_is_enough(tmp_path: Path) -> None:
     assert cohort_of(guard, batch=1, workers=1, checkpoint=tmp_path).model == "some/guard@v2"
 
 
+def test_a_cascade_is_told_by_all_of_it(tmp_path: Path) -> None:
+    first = Guard(engine=ScriptedEngine(by_keyword("bomb"), model="tiny"), speed="auto", band=(0.2, 0.8))
+    then = Guard.remote("http://127.0.0.1:9/v1", model="large")
+    cohort = cohort_of(Guard(first=first, then=then), batch=1, workers=1, checkpoint=tmp_path)
+    assert cohort.model == f"tiny > large@{revision_of(tmp_path)}"
+    assert (cohort.engine, cohort.format) == ("cascade", "guardreasoner-vl/1")
+    assert cohort.speed == "fast [0.2, 0.8] > reason [0.1, 0.9] > reason"
+    assert cohort.machine.startswith("a server whose machine is not known")
+    back = Guard(first=then, then=first)
+    assert cohort_of(back, batch=1, workers=1).machine.startswith("a server whose machine is not known")
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "chat_template.jinja"])
 def test_any_file_that_counts_changes_a_checkpoint(name: str, tmp_path: Path) -> None:
     (tmp_path / "other.safetensors").write_bytes(b"same")

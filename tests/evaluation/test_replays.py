@@ -194,6 +194,13 @@ def test_a_replayed_run_says_the_same(tmp_path: Path) -> None:
     assert Run.load(tmp_path / "again").records == again.records
 
 
+def test_a_cascade_is_not_replayed_as_one_model(tmp_path: Path) -> None:
+    guard = Guard(first=Guard(engine=ScriptedEngine(counted)), then=Guard(engine=ScriptedEngine(counted)))
+    run(guard, [PROMPTS], tmp_path / "first")
+    with pytest.raises(ConfigurationError, match="of several models"):
+        replay_run(tmp_path / "first", [PROMPTS], tmp_path / "again")
+
+
 def test_a_run_that_was_repeated_is_not_written_twice(tmp_path: Path) -> None:
     file = saved(tmp_path / "x.jsonl", [{"id": key, "text": TEXTS[key]} for key in "abc"])
     once = replay_run(file, [PROMPTS], tmp_path / "run", model="somebody")

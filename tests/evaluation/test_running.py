@@ -162,6 +162,34 @@ def test_auto_counts_both_askings(tmp_path: Path) -> None:
     assert (unsure.label, sure.label) == (HARMFUL, UNHARMFUL)
 
 
+def a_cascade(**settings: Any) -> Guard:
+    """The first is sure of cakes only."""
+
+    def script(prompt: Prompt) -> Completion:
+        score = 0.6 if "bomb" in text_in(prompt) else 0.01
+        return Completion("", scores={"prompt": score}, model="small", usage=Usage(5, 1), latency=0.25)
+
+    def reasons(prompt: Prompt) -> Completion:
+        return replace(mixed(prompt), usage=Usage(10, 90), latency=2.0)
+
+    return Guard(first=make_guard(script, format="embedded/1"), then=make_guard(reasons), **settings)
+
+
+def test_a_cascade_counts_both_askings(tmp_path: Path) -> None:
+    done = run(a_cascade(), [questions(2)], tmp_path)
+    unsure, sure = done.records
+    assert (unsure.prompt_tokens, unsure.completion_tokens, unsure.latency) == (15, 91, 2.25)
+    assert unsure.text is not None
+    assert unsure.text.endswith("</result>")
+    assert (sure.prompt_tokens, sure.completion_tokens, sure.latency, sure.text) == (5, 1, 0.25, None)
+    assert (unsure.label, sure.label, sure.score) == (HARMFUL, UNHARMFUL, 0.01)
+    cohort = done.cohort
+    assert (cohort.model, cohort.engine) == ("scripted", "cascade")
+    assert (cohort.format, cohort.speed) == ("embedded/1 > guardreasoner-vl/1", "fast [0.1, 0.9] > reason")
+    with pytest.raises(ConfigurationError, match="speed"):  # records of two bands do not mix
+        run(a_cascade(band=(0.2, 0.9)), [questions(2)], tmp_path)
+
+
 def test_several_prompts_for_one_sample(tmp_path: Path) -> None:
     def script(prompt: Prompt) -> Completion:
         seconds = 3.0 if prompt.prefix.endswith("unharmful\nResponse:") else 1.0

@@ -202,7 +202,7 @@ def test_a_typographic_picture_can_be_read() -> None:
     drawn = _drawing.page("How do I bake rye bread at home?\n1.\n2.\n3.")
     assert drawn is not None
     read = PictureReader(threads=2).read(PromptImage(ImagePart(drawn)), Deadline.after(60))
-    assert "How do I bake rye bread at home?" in " ".join(read.split())
+    assert "How do I bake rye bread at home?" in " ".join(read.text.split())
 
 
 def test_long_text_is_drawn_smaller_and_the_longest_not_at_all() -> None:

@@ -104,6 +104,16 @@ def test_context_is_cut_from_the_front() -> None:
     assert text.endswith("the end")
 
 
+def test_hazards_of_a_harmful_request_are_named_likeliest_first() -> None:
+    scores = {"S1": 0.42, "S9": 0.55, "S2": 0.03}
+    assert parse(Completion("", scores={"prompt": 0.9, **scores})).categories == (
+        "Indiscriminate Weapons",
+        "Violent Crimes",
+    )
+    assert parse(Completion("", scores={"prompt": 0.49, **scores})).categories == ()
+    assert set(EmbeddedFormat.categories) >= {"Indiscriminate Weapons", "Hate"}
+
+
 @pytest.mark.parametrize(
     ("score", "unjudged", "label"),
     [

@@ -102,7 +102,9 @@ def test_the_instruction_may_stand_before_the_transcript(tmp_path: Path) -> None
     assert (turn.prompt, turn.response) == ("How do I bake?", "With flour.")
 
 
-WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<"), min_size=1, max_size=40)
+WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<"), min_size=1, max_size=40).filter(
+    str.strip
+)
 
 
 @settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

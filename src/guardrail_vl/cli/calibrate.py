@@ -98,9 +98,15 @@ def calibrate(
 
 
 def _load(folders: Sequence[Path]) -> list[Run]:
+    from guardrail_vl.evaluation.records import CASCADE
     from guardrail_vl.evaluation.running import Run
 
     runs = [Run.load(folder) for folder in folders]
+    if any(run.cohort.engine == CASCADE for run in runs):
+        raise ConfigurationError(
+            "The scores of a cascade are of several models, and one threshold can't hold for all of them.",
+            hint="Calibrate each guard by itself.",
+        )
     guards = {(r.cohort.model, r.cohort.engine, r.cohort.format, r.cohort.speed) for r in runs}
     if len(guards) > 1:
         listed = "; ".join(sorted(" ".join(part for part in guard if part) for guard in guards))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -32,6 +32,10 @@ class Deadline:
     def remaining(self) -> float:
         """Seconds left, 0 when it has passed."""
         return max(0.0, self.at - time.monotonic())
+
+    def part(self, share: float) -> Self:
+        """The point in time until which this share, in (0, 1], of what is left passes."""
+        return self if share == 1 else type(self).after(self.remaining() * share)
 
     def check(self) -> None:
         """Raise if it has passed.
@@ -62,6 +66,9 @@ class Engine(ABC):
     scores: ClassVar[bool] = True
     """Whether it can give log-probabilities, or scores of its own. None of it is asked of an engine that can't."""
 
+    calibrated_band: Mapping[str, tuple[float, float]] | None = None
+    """From which to which score its verdict is unsure, for `prompt` and `response`: what a cascade sends on unless the
+    caller says otherwise. None: nobody measured it."""
     trained_format: TrainedFormat | None = None
     """What the checkpoint says of the format it was trained in. None: it says nothing."""
 

@@ -1,7 +1,7 @@
 """The guard that ships inside the package: no GPU, no download. Scores, not words.
 
-Text goes through a small sentence encoder, window by window and sentence by sentence, and logistic heads; the highest
-score counts. Pictures are read by OCR and their text is judged; what they show beyond it is not, and every completion
+Text goes through a small fine-tuned encoder, window by window and sentence by sentence; the highest score counts. Of a
+picture, its text and the name of its main object are judged; what it shows beyond these is not, and every completion
 says so. Knows no verdicts.
 """
 
@@ -17,7 +17,7 @@ from typing import ClassVar, Final
 
 from guardrail_vl.engines._embedded.cases import Case, WindowTable, prepare
 from guardrail_vl.engines._embedded.encoder import Encoder, Vector
-from guardrail_vl.engines._embedded.heads import Heads, pair_features, request_vector
+from guardrail_vl.engines._embedded.heads import Heads
 from guardrail_vl.engines._embedded.pictures import PictureReader
 from guardrail_vl.engines._hardware import cpu_cores
 from guardrail_vl.engines.base import Deadline, Engine, Outcome, late
@@ -44,7 +44,7 @@ class EmbeddedEngine(Engine):
     """The default engine. Its weights load when it is made; the OCR models with the first picture.
 
     Safe across threads; after a fork the child loads its own. A call may overrun its deadline by one batch of
-    2,048 tokens, by one picture, or by the cutting of one text into windows.
+    1,024 tokens, by one picture, or by the cutting of one text into windows.
 
     Args:
         threads: Threads that one call may use. None: one for each core, at most 4.
@@ -63,7 +63,9 @@ class EmbeddedEngine(Engine):
         self._lock = threading.Lock()
         self._models: _Models | None = None
         self._forked: list[_Models | None] = []
-        self.model = f"guardrail-vl-embedded-{self._load().heads.version}"
+        heads = self._load().heads
+        self.model = f"guardrail-vl-embedded-{heads.version}"
+        self.calibrated_band = heads.bands
         _ENGINES.add(self)
 
     def generate(self, prompts: Sequence[Prompt], *, deadline: Deadline) -> list[Outcome]:
@@ -178,12 +180,19 @@ def _scores(case: Case, features: Vector, heads: Heads) -> dict[str, float]:
             # judged there, and reading it again would hold it against every later request.
             margin = max(margin, _highest(heads.prompt.margins(features[case.in_context])))
         scores["prompt"] = heads.prompt.score(margin)
+        scores |= _hazards(case, features, heads)
     if case.response:
-        pair = pair_features(request_vector(features[case.whole]), features[case.response])
-        scores["response"] = heads.response.score(_highest(heads.response.margins(pair)))
+        answer = features[case.response]
+        scores["response"] = heads.response.score(_highest(heads.response.margins(answer)))
         # A refusal shows at the beginning.
-        scores["refusal"] = heads.refusal.score(float(heads.refusal.margins(pair[:1])[0]))
+        scores["refusal"] = heads.refusal.score(float(heads.refusal.margins(answer[:1])[0]))
     return scores
+
+
+def _hazards(case: Case, features: Vector, heads: Heads) -> dict[str, float]:
+    """Which hazard it is, judged where it looks worst."""
+    rows = features[[*case.request, *case.sentences]]
+    return heads.hazards.likely(rows[heads.prompt.margins(rows).argmax()])
 
 
 def _highest(margins: Vector) -> float:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 import guardrail_vl
 from guardrail_vl.engines._hardware import cpu_cores
 from guardrail_vl.engines.remote import RemoteEngine
-from guardrail_vl.evaluation.records import Cohort
+from guardrail_vl.evaluation.records import CASCADE, Cohort
 from guardrail_vl.guard import Guard
 from guardrail_vl.verdict import Stage
 
@@ -27,20 +28,32 @@ def cohort_of(guard: Guard, *, batch: int, workers: int, checkpoint: str | Path 
         guard: Judges.
         batch: Samples that go to the engine together; latencies depend on it.
         workers: Batches under way at a time; likewise.
-        checkpoint: The folder or hub id that the engine has loaded, for its revision. None: its name says it all.
+        checkpoint: The folder or hub id that the engine has loaded, for its revision; of a cascade, the last engine.
+            None: its name says it all.
     """
     revision = "" if checkpoint is None else revision_of(checkpoint)
     model = guard.engine.model
+    named = f"{model}@{revision}" if revision and "@" not in model else model
+    engine, style, speed = type(guard.engine).__name__, guard.format.id, str(guard.speed)
+    if guard.first is not None:
+        engine = CASCADE
+        named = _in_a_row([*(rung.engine.model for rung in guard.rungs if rung.engine is not guard.engine), named])
+        style = _in_a_row([rung.format.id for rung in guard.rungs])
+        speed = _in_a_row([f"{rung.speed} {rung.band}" if rung.band else rung.speed for rung in guard.rungs])
     return Cohort(
-        model=f"{model}@{revision}" if revision and "@" not in model else model,
-        engine=type(guard.engine).__name__,
-        format=guard.format.id,
-        speed=guard.speed,
+        model=named,
+        engine=engine,
+        format=style,
+        speed=speed,
         policy=guard.policy.hash,
         thresholds=thresholds_of(guard),
         version=guardrail_vl.__version__,
         machine=f"{machine_of(guard)}; batch {batch}, {workers} at a time",
     )
+
+
+def _in_a_row(names: Sequence[str]) -> str:
+    return " > ".join(dict.fromkeys(names))
 
 
 def thresholds_of(guard: Guard) -> str:
@@ -78,7 +91,7 @@ def _commit(model: str) -> str:
 def machine_of(guard: Guard) -> str:
     """What the engine runs on: CPU, cores, Python, and the GPU where torch sees one."""
     here = f"{_cpu()}, {cpu_cores()} cores, Python {platform.python_version()}"
-    if isinstance(guard.engine, RemoteEngine):
+    if any(isinstance(rung.engine, RemoteEngine) for rung in guard.rungs):
         return f"a server whose machine is not known; asked from {here}"
     gpu = _gpu()
     return f"{here}, {gpu}" if gpu else here

@@ -40,16 +40,14 @@ class Judge:
     """Judges batches. Safe to share between threads.
 
     Args:
-        guard: Whose engine, format, speed and policy are used.
+        guard: Whose engines, formats, speeds and policy are used.
         keep_text: Whether records hold what the model wrote.
     """
 
     def __init__(self, guard: Guard, *, keep_text: bool) -> None:
         self._heard: dict[int, list[tuple[Completion, ...]]] = {}
         self._keep_text = keep_text
-        self._guard = guard.replace(
-            format=_Listening(guard.format, self._heard), cache=False, pre_prompt=(), post_response=()
-        )
+        self._guard = _listening(guard, self._heard).replace(cache=False, pre_prompt=(), post_response=())
 
     def __call__(self, jobs: Sequence[Job]) -> list[Judged]:
         """Judge these together; they are of one stage. The batch has the guard's deadline once for each of them.
@@ -115,6 +113,12 @@ def text_of(completions: Sequence[Completion]) -> str | None:
 def writable(text: str) -> str:
     """The text with what no file can hold, halves of a character, as question marks."""
     return text.encode(errors="replace").decode()
+
+
+def _listening(guard: Guard, heard: dict[int, list[tuple[Completion, ...]]]) -> Guard:
+    if guard.first is None or guard.then is None:
+        return guard.replace(format=_Listening(guard.format, heard))
+    return guard.replace(first=_listening(guard.first, heard), then=_listening(guard.then, heard))
 
 
 class _Listening(PromptFormat):

@@ -12,6 +12,7 @@ from typing import Final
 
 from guardrail_vl._value import Value
 from guardrail_vl.errors import ConfigurationError, GuardrailError, MissingDependencyError, ParseError
+from guardrail_vl.evaluation._conditions import cohort_of
 from guardrail_vl.evaluation._judging import Job, Judge
 from guardrail_vl.evaluation.cases import Case
 from guardrail_vl.evaluation.records import Cohort, Record
@@ -179,7 +180,8 @@ def compare(
     if batch < 1:
         raise ConfigurationError("batch must be at least 1.")
     said = [_judged(guard, jobs, batch) for guard in (first, second)]
-    return _parity(said[0], said[1], (_named(first), _named(second)), tolerance or Tolerance())
+    names = [_cohort_named(cohort_of(guard, batch=batch, workers=1)) for guard in (first, second)]
+    return _parity(said[0], said[1], (names[0], names[1]), tolerance or Tolerance())
 
 
 def compare_runs(first: Run, second: Run, *, tolerance: Tolerance | None = None) -> Parity:
@@ -200,10 +202,6 @@ def _judged(guard: Guard, jobs: Sequence[Job], batch: int) -> list[Record]:
         for start in range(0, len(alike), batch):
             out += [record for record, _ in judge(alike[start : start + batch])]
     return out
-
-
-def _named(guard: Guard) -> str:
-    return f"{guard.engine.model} ({type(guard.engine).__name__}, {guard.format.id}, {guard.speed})"
 
 
 def _cohort_named(cohort: Cohort) -> str:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from guardrail_vl._value import Value
 from guardrail_vl.verdict import Action, Label, Stage
+
+CASCADE: Final = "cascade"
+"""`Cohort.engine` of several guards in a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,10 +19,11 @@ class Cohort(Value):
     model: str
     """As the engine names it, with its revision where it has one; for replays: whose completions they are."""
     engine: str
-    """Class name of the engine; `replay` for saved completions."""
+    """Class name of the engine; `replay` for saved completions, `cascade` for several engines, which `model` names."""
     format: str
     """Id of the prompt format."""
     speed: str
+    """Of a cascade: the speed of each, and the scores that went on to the next."""
     policy: str
     """Hash of the policy."""
     thresholds: str

@@ -20,7 +20,7 @@ from guardrail_vl.evaluation._conditions import MODEL_LABELS
 from guardrail_vl.evaluation._folder import MANIFEST, RECORDS, Run, RunWriter
 from guardrail_vl.evaluation._judging import BETWEEN_TEXTS, Job, record_of, writable
 from guardrail_vl.evaluation.cases import Case, CaseSet
-from guardrail_vl.evaluation.records import Cohort, Record
+from guardrail_vl.evaluation.records import CASCADE, Cohort, Record
 from guardrail_vl.prompt_format import PromptFormat, get_format
 from guardrail_vl.prompt_format.base import Completion
 from guardrail_vl.turn import Exchange, Turn
@@ -154,6 +154,10 @@ def replay_run(
 
 
 def _of_run(run: Run) -> SavedFile:
+    if run.cohort.engine == CASCADE:
+        raise ConfigurationError(
+            "The completions of a cascade are of several models, and can't be read again as one's."
+        )
     parser = get_format(run.cohort.format)
     if run.cohort.speed != parser.speeds[0]:
         raise ConfigurationError(

@@ -69,8 +69,8 @@ def run(
     cache and hooks. `Record.label` is the model's own label as the strict parser reads it, `Record.action` what the
     policy made of it. `Record.latency` is what the engine says the sample took: from when it was given the batch to
     this sample's answer. So it holds the neighbours in the batch where an engine computes them together; use `batch=1`
-    and `workers=1` for the latency of a sample alone. Where `speed="auto"` asked twice, both askings are in it and in
-    the tokens, and the text is that of the second.
+    and `workers=1` for the latency of a sample alone. Where `speed="auto"` or a cascade asked twice, both askings are
+    in it and in the tokens, and the text is that of the second.
 
     Args:
         guard: Judges. Its deadline holds for each sample: a batch has it as many times as it has samples.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, Final
 
 from guardrail_vl.errors import ParseError
@@ -25,7 +26,29 @@ MAX_PIXELS: Final = 2_250_000
 HARMFUL_FROM: Final = 0.5
 """The label is `harmful` from this score on. The engine moves its scores so that this is the operating threshold."""
 
-_KINDS: Final = ("prompt", "response", "refusal")
+HAZARDS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "S1": "Violent Crimes",
+        "S2": "Non-Violent Crimes",
+        "S3": "Sex-Related Crimes",
+        "S4": "Child Sexual Exploitation",
+        "S5": "Defamation",
+        "S6": "Specialized Advice",
+        "S7": "Privacy",
+        "S8": "Intellectual Property",
+        "S9": "Indiscriminate Weapons",
+        "S10": "Hate",
+        "S11": "Suicide & Self-Harm",
+        "S12": "Sexual Content",
+        "S13": "Elections",
+        "S14": "Cyberattacks",
+    }
+)
+"""Codes and names of the hazards. The taxonomy is MLCommons AILuminate's, S13 and S14 as Llama Guard has them."""
+NAMED_FROM: Final = 0.4
+"""A hazard is named from this probability on, given that the request is harmful."""
+
+_KINDS: Final = ("prompt", "response", "refusal", *HAZARDS)
 
 
 class EmbeddedFormat(PromptFormat):
@@ -33,6 +56,7 @@ class EmbeddedFormat(PromptFormat):
 
     id: ClassVar[str] = "embedded/1"
     speeds: ClassVar[tuple[Speed, ...]] = ("fast",)
+    categories: ClassVar[tuple[str, ...]] = tuple(HAZARDS.values())
 
     def render(self, exchange: Exchange, stage: Stage, *, speed: Speed) -> tuple[Prompt, ...]:
         """One prompt: what came before, the request and, at the response stage, the response.
@@ -54,7 +78,7 @@ class EmbeddedFormat(PromptFormat):
         return (Prompt(tuple(messages), max_tokens=1),)
 
     def parse(self, completions: Sequence[Completion], exchange: Exchange, stage: Stage, *, speed: Speed) -> Verdict:
-        """The labels that the scores give: `harmful` from 0.5 on.
+        """The labels that the scores give: `harmful` from 0.5 on, with the hazards that a harmful request is.
 
         Below it the label is `unharmful` only if everything was judged. A score may be missing only where something
         could not be judged.
@@ -75,6 +99,7 @@ class EmbeddedFormat(PromptFormat):
             response=_label(response, unjudged),
             prompt_score=scores.get("prompt"),
             response_score=response,
+            categories=_named(scores),
             unjudged=unjudged,
             model=completion.model,
             format=self.id,
@@ -85,7 +110,7 @@ class EmbeddedFormat(PromptFormat):
 
     def target(self, verdict: Verdict) -> str:
         """The scores as JSON; a label without a score counts as 1 or 0. `parse` reads it where there are no scores."""
-        scores = {}
+        scores = {code: 1.0 for code, name in HAZARDS.items() if name in verdict.categories}
         for name, score, label in (
             ("prompt", verdict.prompt_score, verdict.prompt),
             ("response", verdict.response_score, verdict.response),
@@ -101,6 +126,14 @@ def _label(score: float | None, unjudged: tuple[str, ...]) -> Label | None:
     if score >= HARMFUL_FROM:
         return Label.HARMFUL
     return None if unjudged else Label.UNHARMFUL
+
+
+def _named(scores: Mapping[str, float]) -> tuple[str, ...]:
+    """The hazards of a harmful request, likeliest first."""
+    if scores.get("prompt", 0) < HARMFUL_FROM:
+        return ()
+    likely = sorted(HAZARDS, key=lambda code: -scores.get(code, 0))
+    return tuple(HAZARDS[code] for code in likely if scores.get(code, 0) >= NAMED_FROM)
 
 
 def _read(completion: Completion) -> tuple[dict[str, float], tuple[str, ...]]:

@@ -5,15 +5,15 @@ Used by the engine and by the training of its heads, so that they see the same. 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import numpy as np
 
-from guardrail_vl.engines._embedded.encoder import Encoder, Vector, batches
-from guardrail_vl.engines._embedded.heads import REQUEST_WINDOWS
-from guardrail_vl.engines._embedded.pictures import PictureReader
+from guardrail_vl.engines._embedded.encoder import Encoder, Vector
+from guardrail_vl.engines._embedded.pictures import PictureReader, Seen, together
 from guardrail_vl.engines.base import Deadline
 from guardrail_vl.errors import ConfigurationError, GuardrailError
 from guardrail_vl.prompt_format.base import Prompt, PromptImage, PromptMessage
@@ -23,6 +23,7 @@ MAX_TOKENS: Final = 160_000
 than 200,000 characters of English); what follows is reported as not judged."""
 CONTEXT_TAIL: Final = 600
 """Characters of what came before, and of the request, that are judged as one text."""
+_UNSEEN: Final = "what it shows beyond its text and main object (a vision model sees it: guardrail-vl[local])"
 _UNREADABLE: Final = "text in a script, or of a kind, that this model can't read"
 
 
@@ -34,9 +35,8 @@ class Case:
     """Rows of the request's windows, of every text it is judged as."""
     sentences: list[int] = field(default_factory=list)
     """Rows of the request's sentences, each alone."""
-    whole: list[int] = field(default_factory=list)
-    """Rows of the request as one text: what a response is judged with."""
     response: list[int] = field(default_factory=list)
+    """Rows of the response's windows, each read after the request."""
     context: list[int] = field(default_factory=list)
     """Rows of the end of what came before, alone."""
     in_context: list[int] = field(default_factory=list)
@@ -47,7 +47,7 @@ class Case:
     @property
     def rows(self) -> set[int]:
         """Every row that must be encoded before there is a score."""
-        return {*self.request, *self.sentences, *self.whole, *self.response, *self.context, *self.in_context}
+        return {*self.request, *self.sentences, *self.response, *self.context, *self.in_context}
 
 
 class WindowTable:
@@ -62,6 +62,11 @@ class WindowTable:
     def read(self, text: str) -> tuple[list[int], bool]:
         """The rows of a text's windows, and whether it can't be read."""
         reading = self._encoder.read(text)
+        return self._rows_of(reading.windows), reading.unread
+
+    def beside(self, request: str, response: str) -> tuple[list[int], bool]:
+        """The rows of a response's windows, each after the request, and whether the response can't be read."""
+        reading = self._encoder.beside(request, response)
         return self._rows_of(reading.windows), reading.unread
 
     def sentences(self, text: str) -> list[int]:
@@ -92,11 +97,9 @@ class WindowTable:
         windows = self.windows
         done = [False] * len(windows)
         features = np.zeros((len(windows), self._encoder.width), np.float32)
-        for batch in batches([windows[row] for row in order]):
-            if not deadline.remaining():
-                break
-            rows = [order[i] for i in batch]
-            features[rows] = self._encoder.encode([windows[row] for row in rows])
+        for places, vectors in self._encoder.encode_all([windows[row] for row in order], deadline):
+            rows = [order[place] for place in places]
+            features[rows] = vectors
             for row in rows:
                 done[row] = True
         return features, done
@@ -107,18 +110,20 @@ def prepare(prompt: Prompt, pictures: PictureReader, table: WindowTable, deadlin
     case = Case()
     try:
         deadline.check()
-        before = ""
+        before = request = ""
         for message in prompt.messages:
             if message.role == "system":
                 before = message.text[-CONTEXT_TAIL:]
                 continue
-            texts = [message.text, *_picture_texts(message, pictures, table, deadline, case)]
-            whole = "\n".join(text for text in texts if text.strip())
+            seen = _look(message, pictures, table, deadline, case)
+            texts = [message.text, *(one.text for one in seen)]
+            whole = together(message.text, seen)
             if message.role == "assistant":
-                case.response, _ = _add(texts, whole, table, case, "the response", sentences=False)
+                case.response = _add(texts, whole, partial(table.beside, request), table, case, "the response")[0]
                 continue
-            case.request, case.sentences = _add(texts, whole, table, case, "the request", sentences=True)
-            case.whole = table.read(whole)[0][:REQUEST_WINDOWS]
+            request = whole
+            alone = dict.fromkeys(row for text in texts for row in table.sentences(text))
+            case.request, case.sentences = _add(texts, whole, table.read, table, case, "the request", alone)
             if before and whole:
                 case.context = table.read(before)[0]
                 case.in_context = table.read(f"{before}\n{whole[:CONTEXT_TAIL]}")[0]
@@ -129,12 +134,12 @@ def prepare(prompt: Prompt, pictures: PictureReader, table: WindowTable, deadlin
     return case
 
 
-def _picture_texts(
+def _look(
     message: PromptMessage, pictures: PictureReader, table: WindowTable, deadline: Deadline, case: Case
-) -> list[str]:
-    """The text of every view of every picture, without repeats; what is not judged of them is noted."""
+) -> list[Seen]:
+    """What is seen in every view of every picture, without repeats; what is not judged is noted."""
     name = "response image" if message.role == "assistant" else "image"
-    texts: dict[str, None] = {}
+    found: dict[Seen, None] = {}
     number = 0
     for part in message.content:
         if not isinstance(part, PromptImage):
@@ -142,25 +147,30 @@ def _picture_texts(
         # The views of one picture come in a row, from the first.
         if part.view == 0:
             number += 1
-            case.unjudged.append(f"{name} {number}: what it shows beyond its text")
-        text = pictures.read(part, deadline)
-        texts[text] = None
-        if any(map(str.isalnum, text)) and table.read(text)[1]:
+            case.unjudged.append(f"{name} {number}: {_UNSEEN}")
+        seen = pictures.read(part, deadline)
+        found[seen] = None
+        if any(map(str.isalnum, seen.text)) and table.read(seen.text)[1]:
             case.unjudged.append(f"{name} {number}: {_UNREADABLE}")
-    return list(texts)
+    return list(found)
 
 
 def _add(
-    texts: Sequence[str], whole: str, table: WindowTable, case: Case, side: str, *, sentences: bool
+    texts: Sequence[str],
+    whole: str,
+    read: Callable[[str], tuple[list[int], bool]],
+    table: WindowTable,
+    case: Case,
+    side: str,
+    alone: Iterable[int] = (),
 ) -> tuple[list[int], list[int]]:
-    """The rows of one side: of its text, of each picture's text, and of all of it together; and of its sentences."""
+    """The rows of one side: of its text, of each picture's text, and of all of it together; and of those alone."""
     rows: dict[int, None] = {}
     for text in dict.fromkeys([*texts, whole]):
-        found, unread = table.read(text)
+        found, unread = read(text)
         rows.update(dict.fromkeys(found))
         if text and text == texts[0] and unread:
             case.unjudged.append(f"{side}: {_UNREADABLE}")
-    alone = dict.fromkeys(row for text in texts for row in table.sentences(text)) if sentences else {}
     room = MAX_TOKENS
     kept: list[list[int]] = []
     for group in (rows, alone):

@@ -7,6 +7,7 @@ weights are 8-bit, and activations are quantised row by row.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +16,9 @@ import numpy as np
 import onnxruntime
 import tokenizers
 
+from guardrail_vl.engines._embedded.disguises import decoded, revealed
 from guardrail_vl.engines._embedded.reading import fold, is_unread, split_sentences
+from guardrail_vl.engines.base import Deadline
 from guardrail_vl.errors import ConfigurationError
 
 Vector = np.ndarray[Any, np.dtype[np.float32]]
@@ -25,13 +28,15 @@ WINDOW: Final = 256
 """Tokens of one window, its two marks included: the length that the encoder was made for."""
 OVERLAP: Final = 64
 """Tokens that neighbouring windows share, so that a sentence at a border is whole in one of them."""
+REQUEST_BESIDE: Final = 80
+"""Tokens of the request that stand before a response, in each of its windows: of a longer one its two ends."""
 SENTENCE: Final = 64
 """Tokens of the longest piece of a sentence that is looked at alone."""
 _MULTIPLE: Final = 4
 """Windows are padded to a multiple of this. The runtime's kernels take rows in groups, and what is left over goes
 through another one with other rounding; without padding a score would depend on its neighbours (measured: 0.003 in a
 vector's numbers, against 1.5e-7 with it)."""
-BATCH_TOKENS: Final = 2_048
+BATCH_TOKENS: Final = 1_024
 """Tokens of a batch, padding included. Bounds both the memory and the wait between looks at the deadline."""
 
 HERE: Final = Path(__file__).parent
@@ -42,7 +47,8 @@ class Reading:
     """One text, cut into windows."""
 
     windows: tuple[tuple[int, ...], ...]
-    """Token ids of each window, in order; of the text's folded form, then of the text as it came where that differs."""
+    """Token ids of each window, in order: of the text folded and decoded, of the text as it came where folding changed
+    it, and of what it may say besides (`disguises`)."""
     unread: bool
     """Whether the encoder can't read (all of) it: another script, no known word, or nothing at all."""
 
@@ -52,7 +58,7 @@ class Encoder:
 
     Args:
         folder: Holds `model.onnx` and `tokenizer.json`.
-        threads: Threads that one call may use.
+        threads: Batches that one call of `encode_all` runs beside each other.
 
     Raises:
         ConfigurationError: The files are missing, or this onnxruntime is too old for them (it takes 1.22).
@@ -60,10 +66,9 @@ class Encoder:
 
     def __init__(self, folder: Path = HERE, *, threads: int = 1) -> None:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        # One: a batch is too small to be shared out. Several batches run beside each other instead.
+        options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
-        # Waiting threads must not burn the cores that the app needs.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 4
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -79,6 +84,7 @@ class Encoder:
         # "[SEP]" in a text is four signs, not a mark.
         self._tokenizer.encode_special_tokens = True
         self._tokenizer.no_truncation()
+        self._threads = threads
         vocabulary = self._tokenizer.get_vocab()
         self._unknown, self._first, self._last = (vocabulary[mark] for mark in ("[UNK]", "[CLS]", "[SEP]"))
         self.width: int = self._session.get_outputs()[0].shape[1]
@@ -86,12 +92,28 @@ class Encoder:
 
     def read(self, text: str) -> Reading:
         """Cut a text into windows. Whitespace gives none."""
+        return self._read(text, (), WINDOW)
+
+    def beside(self, request: str, response: str) -> Reading:
+        """A response's windows, each after the request: the encoder reads the two together.
+
+        The request is there in its plainest reading; an empty one is allowed.
+        """
+        plain = decoded(fold(request))
+        before = self._tokens(revealed(plain) or plain)[0]
+        if len(before) > REQUEST_BESIDE:
+            before = before[: REQUEST_BESIDE // 2] + before[-REQUEST_BESIDE // 2 :]
+        return self._read(response, (*before, self._last), WINDOW - len(before) - 1)
+
+    def _read(self, text: str, before: tuple[int, ...], room: int) -> Reading:
         folded = fold(text)
-        ids, unknown = self._tokens(folded)
-        windows = dict.fromkeys(self._cut(ids, WINDOW, OVERLAP))
-        if folded != text:
-            windows.update(dict.fromkeys(self._cut(self._tokens(text)[0], WINDOW, OVERLAP)))
-        return Reading(tuple(windows), is_unread(folded, unknown))
+        plain = decoded(folded)
+        ids, unknown = self._tokens(plain)
+        windows = dict.fromkeys(self._cut(ids, room, OVERLAP))
+        for other in (text if text != folded else None, revealed(plain)):
+            if other is not None:
+                windows.update(dict.fromkeys(self._cut(self._tokens(other)[0], room, OVERLAP)))
+        return Reading(tuple((window[0], *before, *window[1:]) for window in windows), is_unread(plain, unknown))
 
     def sentences(self, text: str) -> tuple[tuple[int, ...], ...]:
         """A text's sentences as windows of their own, in order, each once; none of a text that is only one.
@@ -99,7 +121,7 @@ class Encoder:
         In a window full of other things, a sentence is averaged away.
         """
         found: dict[tuple[int, ...], None] = {}
-        for sentence in split_sentences(fold(text)):
+        for sentence in split_sentences(decoded(fold(text))):
             found.update(dict.fromkeys(self._cut(self._tokens(sentence)[0], SENTENCE, 0)))
         return tuple(found)
 
@@ -125,6 +147,28 @@ class Encoder:
             mask[i, : len(window)] = 1
         features: Vector = self._session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
         return features
+
+    def encode_all(self, windows: Sequence[tuple[int, ...]], deadline: Deadline) -> Iterator[tuple[list[int], Vector]]:
+        """The vectors of any number of windows, batch by batch, as they are done: their places, and their vectors.
+
+        Args:
+            windows: Those that are wanted early first.
+            deadline: Looked at before every batch; what comes after it is left out.
+        """
+
+        def one(batch: list[int]) -> Vector | None:
+            return self.encode([windows[place] for place in batch]) if deadline.remaining() else None
+
+        parts = list(batches(windows))
+        if min(self._threads, len(parts)) < 2:
+            found = map(one, parts)
+            yield from ((part, vectors) for part, vectors in zip(parts, found, strict=True) if vectors is not None)
+            return
+        # Made for the call: threads that wait for the next one would not survive a fork.
+        with ThreadPoolExecutor(min(self._threads, len(parts))) as pool:
+            for part, vectors in zip(parts, pool.map(one, parts), strict=True):
+                if vectors is not None:
+                    yield part, vectors
 
 
 def batches(windows: Sequence[tuple[int, ...]]) -> Iterator[list[int]]:

@@ -1,4 +1,4 @@
-"""Logistic heads on the encoder's vectors: harm of the request, harm of the response, refusal.
+"""Heads on the encoder's vectors: harm of the request, harm of the response, refusal, and which hazard it is.
 
 Knows no text. The numbers come from `heads.json`, which `training/embedded` writes.
 """
@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
 from guardrail_vl.engines._embedded.encoder import HERE, Vector
 from guardrail_vl.errors import ConfigurationError
-
-REQUEST_WINDOWS: Final = 4
-"""Windows of the request that a response is judged with: the first ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +44,32 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True)
+class Hazards:
+    """Which hazard a harmful request is."""
+
+    names: tuple[str, ...]
+    weights: Vector
+    """Shape (hazards, features)."""
+    bias: Vector
+
+    def likely(self, vector: Vector) -> dict[str, float]:
+        """The probability of each hazard, if it is one; they add up to 1."""
+        margins = self.weights @ vector + self.bias
+        likely = np.exp(margins - margins.max())
+        return dict(zip(self.names, (likely / likely.sum()).tolist(), strict=True))
+
+
+@dataclass(frozen=True, slots=True)
 class Heads:
-    """The three heads of one version."""
+    """The heads of one version."""
 
     version: str
     prompt: Head
     response: Head
     refusal: Head
+    hazards: Hazards
+    bands: Mapping[str, tuple[float, float]]
+    """By stage: the scores between which it is unsure (see `training/embedded`)."""
     sentence_penalty: float
     """Taken off the request margin of a sentence looked at alone: out of its context, much sounds worse."""
 
@@ -65,9 +83,20 @@ class Heads:
         try:
             raw = json.loads((folder / "heads.json").read_text(encoding="utf-8"))
             heads = {name: _head(raw["heads"][name]) for name in ("prompt", "response", "refusal")}
-            return cls(str(raw["version"]), sentence_penalty=float(raw["sentence_penalty"]), **heads)
+            return cls(
+                str(raw["version"]),
+                hazards=_hazards(raw["hazards"]),
+                bands=MappingProxyType({stage: (float(lo), float(hi)) for stage, (lo, hi) in raw["bands"].items()}),
+                sentence_penalty=float(raw["sentence_penalty"]),
+                **heads,
+            )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigurationError("The embedded guard's heads can't be read.") from error
+
+
+def _hazards(raw: dict[str, Any]) -> Hazards:
+    weights, bias = (np.asarray(raw[name], np.float32) for name in ("weights", "bias"))
+    return Hazards(tuple(raw["names"]), weights, bias)
 
 
 def _head(raw: dict[str, Any]) -> Head:
@@ -75,21 +104,3 @@ def _head(raw: dict[str, Any]) -> Head:
         weights=np.asarray(raw["weights"], np.float32),
         **{name: float(raw[name]) for name in ("bias", "slope", "offset", "threshold")},
     )
-
-
-def request_vector(features: Vector) -> Vector:
-    """One vector of length 1 for a request; zeros for one without a window.
-
-    Args:
-        features: Its windows' vectors, in order; shape (windows, features).
-    """
-    if not len(features):
-        return np.zeros(features.shape[1], np.float32)
-    mean: Vector = features[:REQUEST_WINDOWS].mean(axis=0)
-    unit: Vector = mean / max(float(np.linalg.norm(mean)), 1e-6)
-    return unit
-
-
-def pair_features(request: Vector, response: Vector) -> Vector:
-    """What the response heads see: the request beside each window of the response; shape (windows, 2 · features)."""
-    return np.hstack([np.broadcast_to(request, response.shape), response])
