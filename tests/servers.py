@@ -54,6 +54,12 @@ types:FIELD    200 with a number in place of FIELD: choices, message, content, f
 huge[:chunked] a body of 9 MiB
 gzip           a compressed body that nobody asked for
 fail:N         N times 503, then ok
+paced:S        ok; asked for an event stream, S seconds between its events (the others: none)
+whole          ok, but never an event stream
+unstreamed     400 for an event stream, in words that name nothing
+cut-events, error-event, no-end, two-choices, not-events
+               an event stream that ends half-way: with the connection, with an error, without an end, with another
+               choice, with what is no JSON
 close          ok, but every connection ends, unannounced, when its second request arrives
 """
 
@@ -65,7 +71,7 @@ stats: dict[str, Any] = {}
 
 def reset() -> None:
     stats.clear()
-    stats.update(requests=[], connections=0, now=0, most=0, failed={})
+    stats.update(requests=[], connections=0, now=0, most=0, failed={}, left=0)
 
 
 class Hang(Exception):
@@ -92,6 +98,11 @@ class Connection:
             self.writer.write(bytes([byte]))
             await self.writer.drain()
             await asyncio.sleep(pause)
+
+    async def chunk(self, text: str) -> None:
+        data = text.encode()
+        self.writer.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+        await self.writer.drain()
 
     async def json(self, value: object, status: int = 200, *headers: str) -> None:
         await self.send(status, json.dumps(value).encode(), "content-type: application/json", *headers)
@@ -151,7 +162,62 @@ async def respond(c: Connection, method: str, path: str, headers: dict[str, str]
         return None
     if behaviour == "strict" and (unknown := set(request) - STRICT):
         return await c.json({"detail": f"Unexpected fields in the request: {unknown}"}, 422)
+    if request.get("stream") and behaviour == "unstreamed":
+        return await c.json({"error": {"message": "we do that otherwise"}}, 400)
+    if request.get("stream") and behaviour != "whole":
+        return await stream(c, behaviour, argument, request)
     return await c.json(completion(request, behaviour))
+
+
+async def stream(c: Connection, behaviour: str, argument: str, request: dict[str, Any]) -> None:
+    """What `completion` says, as events of four characters and a token's log-probability each."""
+    head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    c.writer.write(head.encode())
+    sent = list(events(completion(request, behaviour), bool(request.get("stream_options", {}).get("include_usage"))))
+    middle = {
+        "error-event": {"error": {"message": json.dumps(request), "code": 500}},
+        "two-choices": {"choices": [{"index": 1, "delta": {"content": "x"}}]},
+    }.get(behaviour)
+    for number, event in enumerate(sent):
+        half = number == len(sent) // 2
+        if half and behaviour == "cut-events":
+            c.writer.close()
+            return
+        if behaviour == "no-end" and half:
+            break
+        data = json.dumps(middle if half and middle else event)
+        if half and behaviour == "not-events":
+            data = "{"
+        await c.chunk(f"data: {data}\r\n\r\n")
+        if behaviour == "paced":
+            await asyncio.sleep(float(argument))
+        if c.reader.at_eof():
+            stats["left"] += 1
+            c.writer.close()
+            return
+    await c.chunk("data: [DONE]\n\n")
+    await c.chunk("")
+
+
+def events(reply: dict[str, Any], usage: bool) -> Iterator[dict[str, Any]]:
+    (choice,) = reply["choices"]
+    scored = choice.get("logprobs", {}).get("content", [])
+    deltas = [
+        {name: choice["message"][name][at : at + 4]}
+        for name in ("reasoning_content", "content")
+        for at in range(0, len(choice["message"].get(name, "")), 4)
+    ]
+    yield {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]}
+    for number, delta in enumerate(deltas):
+        last = number == len(deltas) - 1
+        event: dict[str, Any] = {"index": 0, "delta": delta, "finish_reason": choice["finish_reason"] if last else None}
+        if "stop_reason" in choice and last:
+            event["stop_reason"] = choice["stop_reason"]
+        if scored:
+            event["logprobs"] = {"content": scored[number:] if last else scored[number : number + 1]}
+        yield {"choices": [event]}
+    if usage:
+        yield {"choices": [], "usage": reply["usage"]}
 
 
 async def models(c: Connection, path: str) -> None:

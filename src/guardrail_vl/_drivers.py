@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from guardrail_vl.errors import (
     GuardrailError,
 )
 from guardrail_vl.media import ImageLimits
-from guardrail_vl.prompt_format.base import Prompt
+from guardrail_vl.prompt_format.base import Prompt, PromptFormat, Speed
 from guardrail_vl.verdict import Decision
 
 
@@ -34,6 +34,8 @@ class _Door:
     engine: Engine
     gate: Gate | None
     """Bounds how many calls of the engine are under way."""
+    format: PromptFormat
+    speed: Speed
     share: float
     """See `Rung.share`."""
 
@@ -53,7 +55,9 @@ class Drivers:
                 key = id(rung.engine)
                 bounds[key] = min(rung.max_concurrency, bounds.get(key, rung.max_concurrency))
         gates = {key: Gate(bound) for key, bound in bounds.items()}
-        self._doors = [_Door(rung.engine, gates.get(id(rung.engine)), rung.share) for rung in rungs]
+        self._doors = [
+            _Door(rung.engine, gates.get(id(rung.engine)), rung.format, rung.speed, rung.share) for rung in rungs
+        ]
         self._limits = limits
 
     def run(self, flow: Flow) -> Decision:
@@ -68,17 +72,36 @@ class Drivers:
                 step.send(result)
         return step.decision()
 
-    async def arun(self, flow: Flow) -> Decision:
-        """By awaiting."""
+    async def arun(self, flow: Flow, on_reasoning: Callable[[str], None] | None = None) -> Decision:
+        """By awaiting. `on_reasoning` is called with each piece of the model's reasoning as it is written."""
         step = _Steps(flow)
         while step.effect is not None:
             try:
-                result = await self._aperform(step.effect)
+                result = await self._aperform(step.effect, on_reasoning)
             except GuardrailError as error:
                 step.throw(error)
             else:
                 step.send(result)
         return step.decision()
+
+    async def watch(self, flow: Flow) -> AsyncGenerator[str | Decision, None]:
+        """By awaiting: pieces of the model's reasoning as they are written, then the decision."""
+        pieces: asyncio.Queue[str | None] = asyncio.Queue()
+        running = asyncio.ensure_future(self.arun(flow, pieces.put_nowait))
+        running.add_done_callback(lambda _: pieces.put_nowait(None))
+        told = False
+        try:
+            while (piece := await pieces.get()) is not None:
+                told = True
+                yield piece
+            decision = await running
+            if not told and decision.reasoning:
+                yield decision.reasoning  # remembered, or from an engine that does not tell
+            yield decision
+        finally:
+            # Whoever has left, has left when nothing runs for them any more.
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
 
     def run_many(self, flows: Iterable[Flow], *, size: int) -> Iterator[Decision]:
         """Many flows in step, `size` at a time: their prompts go to an engine together. Order is kept."""
@@ -98,7 +121,10 @@ class Drivers:
             others = [(s, s.effect) for s in steps if s.effect is not None and not isinstance(s.effect, Generate)]
             if not asking and not others:
                 return [s.decision() for s in steps]
+            self._recall_together([(s, effect) for s, effect in others if isinstance(effect, Recall)])
             for step, effect in others:
+                if isinstance(effect, Recall):
+                    continue
                 try:
                     result = self._perform(effect)
                 except GuardrailError as error:
@@ -110,6 +136,13 @@ class Drivers:
             if asking and not others:
                 lowest = min(effect.rung for _, effect in asking)
                 self._generate_together([pair for pair in asking if pair[1].rung == lowest], lowest)
+
+    def _recall_together(self, asking: Sequence[tuple[_Steps, Recall]]) -> None:
+        """One look-up for all: a cache may be a network away."""
+        if asking:
+            found = iter(asking[0][1].cache.get([key for _, effect in asking for key in effect.keys]))
+            for step, effect in asking:
+                step.send([next(found) for _ in effect.keys])
 
     def _generate_together(self, asking: Sequence[tuple[_Steps, Generate]], rung: int) -> None:
         prompts = [p for _, effect in asking for p in effect.prompts]
@@ -141,17 +174,19 @@ class Drivers:
                     raise ConfigurationError("An async hook needs an async check.", hint="Use acheck and its kin.")
                 return _checked(wanted)
 
-    async def _aperform(self, effect: Effect) -> Any:
+    async def _aperform(self, effect: Effect, on_reasoning: Callable[[str], None] | None) -> Any:
         match effect:
             case Generate():
-                return await self._agenerate(effect.prompts, effect.deadline, effect.rung)
+                return await self._agenerate(effect.prompts, effect.deadline, effect.rung, on_reasoning)
+            case Recall():
+                return await effect.cache.aget(effect.keys)
+            case Remember():
+                return await effect.cache.aput(effect.items)
             case Fetch():
                 return await asyncio.gather(*(self._afetch_one(url, effect.deadline) for url in effect.urls))
             case CallHook():
                 wanted = effect.hook(effect.turn, effect.decision)
                 return _checked(await wanted if inspect.isawaitable(wanted) else wanted)
-            case _:
-                return self._perform(effect)
 
     def _generate(self, prompts: Sequence[Prompt], deadline: Deadline, rung: int) -> list[Outcome]:
         door = self._doors[rung]
@@ -166,13 +201,18 @@ class Drivers:
             if door.gate is not None:
                 door.gate.release()
 
-    async def _agenerate(self, prompts: Sequence[Prompt], deadline: Deadline, rung: int) -> list[Outcome]:
+    async def _agenerate(
+        self, prompts: Sequence[Prompt], deadline: Deadline, rung: int, on_reasoning: Callable[[str], None] | None
+    ) -> list[Outcome]:
         door = self._doors[rung]
         deadline = deadline.part(door.share)
         if door.gate is not None:
             await door.gate.aacquire(deadline)
         try:
-            return _complete(prompts, await door.engine.agenerate(prompts, deadline=deadline))
+            if on_reasoning is None or door.speed != "reason":
+                return _complete(prompts, await door.engine.agenerate(prompts, deadline=deadline))
+            told = _Reasoning(door.format, on_reasoning)
+            return _complete(prompts, await _astream(door.engine, prompts, deadline, told.grow))
         except Exception as error:
             raise _as_engine_error(error) from error
         finally:
@@ -220,6 +260,44 @@ class _Steps:
     def decision(self) -> Decision:
         assert self._decision is not None
         return self._decision
+
+
+class _Reasoning:
+    """Picks the reasoning out of a completion that grows."""
+
+    def __init__(self, form: PromptFormat, on_reasoning: Callable[[str], None]) -> None:
+        self._format = form
+        self._on_reasoning = on_reasoning
+        self._text = ""
+        self._told = 0
+
+    def grow(self, piece: str) -> None:
+        self._text += piece
+        reasoning = self._format.reasoning_in(self._text)
+        if len(reasoning) > self._told:
+            new, self._told = reasoning[self._told :], len(reasoning)
+            self._on_reasoning(new)
+
+
+async def _astream(
+    engine: Engine, prompts: Sequence[Prompt], deadline: Deadline, on_text: Callable[[str], None]
+) -> list[Outcome]:
+    """Complete the prompts and tell the text of the last: the newest exchange, with what came before it."""
+
+    async def newest() -> list[Outcome]:
+        return [await engine.astream(prompts[-1], deadline=deadline, on_text=on_text)]
+
+    if len(prompts) == 1:
+        return await newest()
+    found = await asyncio.gather(
+        engine.agenerate(prompts[:-1], deadline=deadline), newest(), return_exceptions=True
+    )  # both end before an error goes on, by their deadline
+    outcomes: list[Outcome] = []
+    for part in found:
+        if isinstance(part, BaseException):
+            raise part
+        outcomes += part
+    return outcomes
 
 
 def _complete(prompts: Sequence[Prompt], outcomes: list[Outcome]) -> list[Outcome]:

@@ -9,6 +9,7 @@ from typing import Any, Final, get_args
 from guardrail_vl._flow import Band, Hook, Rung, SpeedChoice
 from guardrail_vl.engines.base import Engine
 from guardrail_vl.errors import ConfigurationError, FormatMismatchError
+from guardrail_vl.observing import Observer
 from guardrail_vl.policy import Policy
 from guardrail_vl.prompt_format import PromptFormat
 from guardrail_vl.prompt_format.base import Speed
@@ -39,6 +40,14 @@ def check_numbers(deadline: float | None, max_concurrency: int | None) -> None:
         raise ConfigurationError(f"deadline must be above 0 seconds and finite, not {deadline!r}.")
     if max_concurrency is not None and max_concurrency < 1:
         raise ConfigurationError(f"max_concurrency must be at least 1, not {max_concurrency!r}.")
+
+
+def check_observer(observer: object) -> None:
+    if observer is not None and not isinstance(observer, Observer):
+        raise ConfigurationError(
+            f"observer must be an Observer, not {type(observer).__name__}.",
+            hint="Such as guardrail_vl.telemetry.OpenTelemetry().",
+        )
 
 
 def as_band(band: BandChoice | None) -> Band | None:

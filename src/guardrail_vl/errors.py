@@ -9,6 +9,7 @@ GuardrailError
 │   ├── EngineUnavailableError  can't connect, too slow, 5xx, out of memory; retryable
 │   └── EngineResponseError     4xx or a malformed reply; carries the request id
 ├── ParseError                  the completion does not follow the format
+├── AuditError                  the audit log can't be written or read
 └── BlockedError                not a failure: the policy said block; carries the decision
 
 Content, engine and parse errors become decisions through the policy's fail mode. Configuration errors always raise.
@@ -118,6 +119,15 @@ class ParseError(GuardrailError):
         super().__init__(message, hint=hint)
         self.text = text
         """The completion as the model wrote it. May echo user content: don't log it."""
+
+
+class AuditError(GuardrailError):
+    """The audit log can't be written or read. A check raises it only with `AuditLog(strict=True)`."""
+
+    def __init__(self, message: str, *, hint: str = "", retryable: bool = True) -> None:
+        super().__init__(message, hint=hint)
+        self.retryable = retryable
+        """False: the store is there, and refuses this record."""
 
 
 class BlockedError(GuardrailError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, Self, get_args, overload
@@ -20,6 +20,7 @@ from guardrail_vl._fetched import with_fetched
 from guardrail_vl._flow import Band as Band
 from guardrail_vl._flow import FetchPlan, Flow, Hook, Rules, SpeedChoice, check_flow, rules_key
 from guardrail_vl._flow import Rung as Rung
+from guardrail_vl._observed import ObservedDrivers
 from guardrail_vl._settings import (
     BandChoice,
     as_band,
@@ -27,6 +28,7 @@ from guardrail_vl._settings import (
     cascade_rungs,
     check_fit,
     check_numbers,
+    check_observer,
     check_text,
     own_rungs,
     pick_speed,
@@ -38,6 +40,7 @@ from guardrail_vl.engines.base import Deadline, Engine
 from guardrail_vl.errors import ConfigurationError
 from guardrail_vl.hygiene import Entry, arun, clean, run
 from guardrail_vl.media import DEFAULT_LIMITS, ImageLimits, ImageSource
+from guardrail_vl.observing import Observer
 from guardrail_vl.policy import Policy
 from guardrail_vl.prompt_format import PromptFormat, get_format
 from guardrail_vl.streaming import Mode, Streaming
@@ -77,6 +80,7 @@ class Guard:
         post_response: The same after a response was judged.
         fetch_images: Fetch `http(s)` pictures, once, under limits; False: refuse them.
         limits: Caps on pictures.
+        observer: Told of every check while it happens, such as `telemetry.OpenTelemetry()`. None: nobody is.
         options: For the engine that `model` chooses.
 
     Raises:
@@ -103,6 +107,7 @@ class Guard:
         post_response: Sequence[Hook] | Hook = (),
         fetch_images: bool = False,
         limits: ImageLimits = DEFAULT_LIMITS,
+        observer: Observer | None = None,
         **options: Any,
     ) -> None:
         pair = self._pair = _cascade(
@@ -123,6 +128,7 @@ class Guard:
                 raise ConfigurationError(f"fail must be 'closed' or 'open', not {fail!r}.")
             wanted = wanted.model_copy(update={"fail": type(wanted.fail).model_validate(fail)})
         check_numbers(deadline, max_concurrency)
+        check_observer(observer)
         frozen = as_band(band)
         if pair:
             self._deadline = pair[0].deadline + pair[1].deadline
@@ -145,7 +151,8 @@ class Guard:
         # Kept for `replace` and for pickling: everything needed to make this guard again around the same engines.
         self._settings: dict[str, Any] = {
             **own, "policy": wanted, "band": frozen, "deadline": deadline,
-            "cache": MemoryCache() if cache is True else cache, "fetch_images": fetch_images, "limits": limits, **hooks,
+            "cache": MemoryCache() if cache is True else cache, "fetch_images": fetch_images, "limits": limits,
+            "observer": observer, **hooks,
         }  # fmt: skip
         self._rules = Rules(
             policy=wanted,
@@ -157,7 +164,7 @@ class Guard:
         self._load: ImageLoader | None = (
             None if limits == DEFAULT_LIMITS else functools.partial(ImagePart.load, limits=limits)
         )
-        self._drivers = Drivers(rungs, limits)
+        self._drivers = Drivers(rungs, limits) if observer is None else ObservedDrivers(rungs, limits, observer)
         self._frozen = True
 
     @classmethod
@@ -246,6 +253,22 @@ class Guard:
     ) -> Decision:
         """`check` without blocking the event loop."""
         return await self._drivers.arun(self._flow(content, stage, deadline))
+
+    def awatch(
+        self, content: Any, *, stage: Stage | str | None = None, deadline: float | None = None
+    ) -> AsyncGenerator[str | Decision, None]:
+        """`acheck`, with the model's reasoning as it is written: pieces of text, then the decision, last and once.
+
+        The decision is the one that `acheck` gives. Of a conversation whose messages are judged one by one, it is the
+        reasoning on the newest. It comes as one piece where it was remembered, or the engine can't tell it sooner; not
+        at all where the model does not reason. It may quote the content. Closing the generator ends the check.
+
+        Args:
+            content: As for `check`.
+            stage: As for `check`.
+            deadline: Seconds, instead of the guard's.
+        """
+        return self._drivers.watch(self._flow(content, stage, deadline))
 
     def check_many(
         self,
@@ -529,7 +552,7 @@ class Guard:
 
 _GUARD_SETTINGS: Final = {
     "first", "then", "policy", "format", "speed", "band", "fail", "deadline", "cache", "max_concurrency", "pre_prompt",
-    "post_response", "fetch_images", "limits",
+    "post_response", "fetch_images", "limits", "observer",
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -53,6 +54,17 @@ class ScriptedEngine(Engine):
         if self.delay:
             await asyncio.sleep(min(self.delay, deadline.remaining()))
         return self._answer(prompts, deadline)
+
+    async def astream(self, prompt: Prompt, *, deadline: Deadline, on_text: Callable[[str], None]) -> Outcome:
+        """See `Engine.astream`. The text is told word by word, spread over the delay."""
+        self._note([prompt])
+        (outcome,) = self._answer([prompt], deadline)
+        if isinstance(outcome, Completion):
+            words = re.findall(r"\s*\S+|\s+$", outcome.text)
+            for word in words:
+                await asyncio.sleep(min(self.delay / len(words), deadline.remaining()))
+                on_text(word)
+        return outcome if deadline.remaining() else late()
 
     def _note(self, prompts: Sequence[Prompt]) -> None:
         with self._lock:

@@ -144,7 +144,7 @@ def test_a_process_that_works_is_told_from_one_that_was_killed(recipe: Path, tmp
     out = tmp_path / "out"
     left_running(recipe, out)
     script = (
-        "import sys, time; from pathlib import Path; from guardrail_vl.evaluation._lock import FolderLock; "
+        "import sys, time; from pathlib import Path; from guardrail_vl._lock import FolderLock; "
         "FolderLock(Path(sys.argv[1])).acquire(); print('held', flush=True); time.sleep(100)"
     )
     path = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])

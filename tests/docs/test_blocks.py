@@ -85,10 +85,15 @@ def _without_evaluation() -> str:
 
 
 NEEDS: dict[str, Callable[[], str]] = {
+    "audit": lambda: _without("sqlalchemy", "audit"),
     "embedded": lambda: _without("guardrail_vl.engines.embedded", "embedded"),
     "evaluation": _without_evaluation,
     "langchain": _without_langchain,
     "local": lambda: _without("guardrail_vl.engines.transformers", "local"),
+    "otel": lambda: _without("guardrail_vl.telemetry", "otel"),
+    "redis": lambda: _without("guardrail_vl.cache.redis", "redis"),
+    "ray": lambda: _without("ray", "ray") or _without("guardrail_vl.engines.embedded", "embedded"),
+    "server": lambda: _without("guardrail_vl.server", "server") or _without("guardrail_vl.engines.embedded", "embedded"),
     "train": lambda: _without_evaluation() or _without("trl", "train") or _without("peft", "train"),
     "vllm": _without_vllm,
     "openai>=2": _without_new_openai,
@@ -253,6 +258,35 @@ def is_run(command: str) -> bool:
     return bool(_COMMAND.search(command)) and command.split()[0] not in NOT_RUN
 
 
+# A server runs until it is stopped: it is started, on another port and on loopback, and stopped when it listens.
+_SERVES = re.compile(r"(?<![\w-])guardrail-vl (serve|review)\b")
+
+
+def start_and_stop(command: str, page: Page) -> str:
+    """What a server says until it listens; it must come so far."""
+    words = re.sub(r"--host \S+|--port \S+", "", _SERVES.sub(r"\1", command)).split()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "guardrail_vl", *words, "--port", "0"],
+        cwd=page.folder,
+        env={**os.environ, "PYTHONPATH": IMPORTED_FROM},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    said = ""
+    assert process.stderr is not None
+    try:
+        for line in process.stderr:
+            said += line
+            if "istening on http" in line:
+                return said
+        raise AssertionError(f"{command} ended before it listened: {said}")
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
 @pytest.mark.parametrize("fence", SHELL, ids=lambda fence: fence.place)
 def test_shell_block(
     fence: Fence, page_of: Callable[[Fence], Page], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -272,6 +306,9 @@ def test_shell_block(
     page.upto(fence)
     if CHECKPOINT in fence.text:
         page.place_checkpoint()
+    for command in [command for command in ours if _SERVES.search(command)]:
+        start_and_stop(command, page)
+        ours.remove(command)
     runnable = [command for command in shown if command in ours or command.startswith("echo $?")]
     found = run_in_bash(runnable, page, tmp_path)
     if fence.language == "console":

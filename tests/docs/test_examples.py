@@ -307,6 +307,15 @@ def test_the_minimal_app_of_openai(
     assert len(openai.requests) == 2
 
 
+def test_example_moderate(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("guardrail_vl.engines.embedded")
+    assert run("moderate", capsys) == [
+        "stopped; the output is there: False",
+        "4 rows, 2 of them before: 2 allowed, 2 blocked",
+        "blocked by topic: {'other': 2}",
+    ]
+
+
 def test_example_evaluate(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("guardrail_vl.engines.embedded")
     pytest.importorskip("sklearn")

@@ -15,8 +15,8 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from guardrail_vl._whole import whole_folder
 from guardrail_vl.training import tiny
-from guardrail_vl.training._whole import whole_folder
 
 hf: Any = transformers
 

@@ -22,7 +22,7 @@ for package in ("torch", "transformers", "trl", "peft", "matplotlib", "sklearn",
 
 import torch
 
-from guardrail_vl.evaluation._lock import FolderLock
+from guardrail_vl._lock import FolderLock
 from guardrail_vl.training import dataset, runs, stages, synthetic
 from guardrail_vl.training._output import Step
 from guardrail_vl.training.recipe import Recipe

@@ -8,6 +8,7 @@ from typing import Annotated, Any, BinaryIO
 
 import typer
 
+from guardrail_vl.bulk.rows import read_json
 from guardrail_vl.cli.door import BLOCKED, FAILED, PASSED, door
 from guardrail_vl.cli.many import check_rows
 from guardrail_vl.cli.options import (
@@ -23,7 +24,6 @@ from guardrail_vl.cli.options import (
     UrlOption,
     make_guard,
 )
-from guardrail_vl.cli.rows import read_json
 from guardrail_vl.cli.show import print_json, show_decision
 from guardrail_vl.errors import ConfigurationError, ContentError
 from guardrail_vl.guard import Guard

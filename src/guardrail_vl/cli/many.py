@@ -15,8 +15,8 @@ from typing import Any, BinaryIO, Protocol
 
 import typer
 
+from guardrail_vl.bulk.rows import Row, read_rows
 from guardrail_vl.cli.door import BLOCKED, FAILED, PASSED
-from guardrail_vl.cli.rows import Row, read_rows
 from guardrail_vl.cli.show import as_value, error_value, print_line
 from guardrail_vl.errors import ConfigurationError, ContentError
 from guardrail_vl.guard import Guard

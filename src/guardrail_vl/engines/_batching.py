@@ -29,9 +29,11 @@ _JOIN: Final = 30.0
 class Job:
     """One prompt on its way to an outcome."""
 
-    __slots__ = ("deadline", "future", "prompt", "since")
+    __slots__ = ("_on_text", "_told", "deadline", "future", "prompt", "since")
 
-    def __init__(self, prompt: Prompt, deadline: Deadline) -> None:
+    def __init__(self, prompt: Prompt, deadline: Deadline, on_text: Callable[[str], None] | None = None) -> None:
+        self._on_text = on_text
+        self._told = 0
         self.prompt = prompt
         self.deadline = deadline
         self.future: Future[Outcome] = Future()
@@ -42,6 +44,12 @@ class Job:
     def over(self) -> bool:
         """Whether nobody waits for it any more: settled, cancelled, or too late."""
         return self.future.done() or time.monotonic() >= self.deadline.at
+
+    def tell(self, text: str) -> None:
+        """Tell whoever wants to know what is new in the text so far. A row that is run again is not told again."""
+        if self._on_text is not None and len(text) > self._told:
+            new, self._told = text[self._told :], len(text)
+            self._on_text(new)
 
     def settle(self, outcome: Outcome) -> None:
         """Give the outcome. Of several, the first counts; after the caller has left, none does."""
@@ -79,6 +87,17 @@ def _drop(jobs: Sequence[Job]) -> None:
         job.future.cancel()
 
 
+def on_loop(call: Callable[[str], None]) -> Callable[[str], None]:
+    """The same function, called on the event loop that runs now, from whatever thread."""
+    loop = asyncio.get_running_loop()
+
+    def hand_over(text: str) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits for it any more
+            loop.call_soon_threadsafe(call, text)
+
+    return hand_over
+
+
 def closed() -> EngineUnavailableError:
     """The error for a job that was under way when its engine was closed."""
     return EngineUnavailableError("The engine was closed before it answered.")
@@ -108,9 +127,11 @@ class Worker:
         self.stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def submit(self, prompts: Sequence[Prompt], deadline: Deadline) -> list[Job]:
-        """Queue the prompts."""
-        jobs = [Job(prompt, deadline) for prompt in prompts]
+    def submit(
+        self, prompts: Sequence[Prompt], deadline: Deadline, *, on_text: Callable[[str], None] | None = None
+    ) -> list[Job]:
+        """Queue the prompts. `on_text` is called in the thread with what is new of their texts."""
+        jobs = [Job(prompt, deadline, on_text) for prompt in prompts]
         with self.changed:
             self.queue += jobs
             if self._thread is None and jobs:

@@ -27,7 +27,8 @@ _json: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow
 Finish = Literal["stop", "length"]
 
 # What servers look for when they take reasoning out of a text. It is their convention, not a prompt format's.
-_REASONING: Final = ("<think>", "</think>")
+REASONING: Final = ("<think>", "</think>")
+"""Around the reasoning, in the text of a model whose server takes it out."""
 NO_PREFIX: Final = "Use speed='reason', or a server that continues a final assistant message (vLLM does)."
 
 
@@ -168,13 +169,18 @@ def malformed(reply: Reply, why: str, *, hint: str = "") -> EngineResponseError:
     )
 
 
-def read(reply: Reply, prompt: Prompt) -> Answer:
+def read(reply: Reply, prompt: Prompt, gathered: Any = None) -> Answer:
     """The completion in a reply of status 200.
+
+    Args:
+        reply: The reply.
+        prompt: What it answers.
+        gathered: Its JSON, put together from its events. None: its body is the JSON.
 
     Raises:
         EngineResponseError: It has not the structure of a chat completion.
     """
-    parsed = parse_json(reply)
+    parsed = parse_json(reply) if gathered is None else gathered
     if not isinstance(parsed, dict):
         what = "it is HTML" if reply.body.lstrip()[:1] == b"<" else "it is no JSON object"
         raise malformed(reply, what, hint="Check that the URL leads to the server's API (it usually ends in /v1).")
@@ -216,14 +222,14 @@ def _text(choice: dict[str, Any], reply: Reply) -> str:
 def _joined(reasoning: Any, text: Any, reply: Reply) -> str:
     """The text as the model wrote it, where the server took the reasoning out (transformers serve always does)."""
     text = "" if text is None else text
-    if not isinstance(reasoning, str) or not isinstance(text, str) or any(tag in text for tag in _REASONING):
+    if not isinstance(reasoning, str) or not isinstance(text, str) or any(tag in text for tag in REASONING):
         raise malformed(
             reply,
             "the server took a part of the reasoning out of the text",
             hint="Turn its reasoning parser off (vLLM: no --reasoning-parser; llama.cpp: --reasoning-format none).",
         )
     # A reasoning that holds such a tag itself is left as it is: the format refuses it.
-    return f"{_REASONING[0]}{reasoning}{_REASONING[1]}{text}"
+    return f"{REASONING[0]}{reasoning}{REASONING[1]}{text}"
 
 
 def _ended(

@@ -21,6 +21,8 @@ from tenacity import RetryCallState, Retrying, stop_after_attempt, wait_random_e
 
 from guardrail_vl.engines import _completions as completions
 from guardrail_vl.engines._breaker import Breaker, Ticket
+from guardrail_vl.engines._events import FIELDS as STREAM
+from guardrail_vl.engines._events import Events
 from guardrail_vl.engines._http import Reply, Request, TransportError
 from guardrail_vl.engines._servers import PROBE, VLLM, Server, identify, refused_fields
 from guardrail_vl.engines.base import Deadline, late
@@ -53,6 +55,8 @@ class Send:
     request: Request
     timeout: float
     """Seconds."""
+    on_body: Callable[[bytes], None] | None = None
+    """Called with the body of a reply of status 200 as it comes. Only by the driver that awaits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +145,13 @@ class Known:
 # ---- one exchange --------------------------------------------------------------------------------------------------
 
 
-def complete(known: Known, prompt: Prompt, messages: completions.Messages, deadline: Deadline) -> Steps[Completion]:
+def complete(
+    known: Known,
+    prompt: Prompt,
+    messages: completions.Messages,
+    deadline: Deadline,
+    on_text: Callable[[str], None] | None = None,
+) -> Steps[Completion]:
     """Complete one prompt.
 
     Args:
@@ -149,6 +159,7 @@ def complete(known: Known, prompt: Prompt, messages: completions.Messages, deadl
         prompt: What to complete.
         messages: Its messages.
         deadline: For all of it.
+        on_text: Called with each piece of the text as it comes, if the server sends it so. None: nobody wants it.
 
     Raises:
         EngineUnavailableError: No reply by the deadline, or none to be had.
@@ -169,16 +180,22 @@ def complete(known: Known, prompt: Prompt, messages: completions.Messages, deadl
                 hint=completions.NO_PREFIX,
             )
         head = completions.fields(prompt, model, server, omitted, known.extra)
+        # Nothing of a reply of status 200 is sent for again, so each piece comes once.
+        events = None if on_text is None or "stream" in omitted else Events(on_text)
+        if events is not None:
+            head |= {name: value for name, value in STREAM.items() if name not in omitted | head.keys()}
         body = completions.body(head, text, prompt.prefix)
-        reply = yield from _call(known, _post(known, body), deadline)
+        reply = yield from _call(known, _post(known, body), deadline, None if events is None else events.feed)
         if reply.status == 200:
             break
         refused = refused_fields(reply, completions.parse_json(reply), head) - omitted
         if not refused - known.extra.keys():
-            raise _refusal(known, reply)
+            if events is None or reply.status not in (400, 422):
+                raise _refusal(known, reply)
+            refused = frozenset(STREAM)  # it may be this that it doesn't know, however it says so
         omitted |= refused
     known.refused |= omitted
-    answer = completions.read(reply, prompt)
+    answer = completions.read(reply, prompt, None if events is None else events.whole(reply))
     return Completion(
         text=answer.text,
         finish=answer.finish,
@@ -225,7 +242,9 @@ def _probe(known: Known, model: str, deadline: Deadline) -> Steps[Server]:
 # ---- one request ---------------------------------------------------------------------------------------------------
 
 
-def _call(known: Known, request: Request, deadline: Deadline) -> Steps[Reply]:
+def _call(
+    known: Known, request: Request, deadline: Deadline, on_body: Callable[[bytes], None] | None = None
+) -> Steps[Reply]:
     """Send a request, again if need be, until a reply that is not worth another try.
 
     Raises:
@@ -243,7 +262,7 @@ def _call(known: Known, request: Request, deadline: Deadline) -> Steps[Reply]:
                 raise last or late()
             error: EngineError
             try:
-                reply: Reply = yield Send(request, given)
+                reply: Reply = yield Send(request, given, on_body)
             except TransportError as failure:
                 if failure.kind == "dropped" and again:
                     # Most likely the server had closed a connection that was kept open: no outage, and no wait.

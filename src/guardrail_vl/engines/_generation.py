@@ -149,7 +149,9 @@ class _Watch:
             progress.done = True
             return
         progress.count += 1
-        if token in self._generator.ends or progress.transcript.add(token, *(scored or ())):
+        ended = token in self._generator.ends or progress.transcript.add(token, *(scored or ()))
+        row.job.tell(progress.transcript.text)
+        if ended:
             self._finish(i, "stop")
         elif progress.count >= row.limit:
             self._finish(i, "length")

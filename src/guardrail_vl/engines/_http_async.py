@@ -10,7 +10,7 @@ import contextlib
 import io
 import os
 import weakref
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -51,12 +51,18 @@ class AsyncTransport:
         # It keeps the sessions alive until it runs; else a garbage collection could find them before they are closed.
         weakref.finalize(self, _close_all, self._loops, os.getpid())
 
-    async def send(self, request: Request, timeout: float) -> Reply:  # noqa: ASYNC109 - the time is kept here
+    async def send(
+        self,
+        request: Request,
+        timeout: float,  # noqa: ASYNC109 - the time is kept here
+        on_body: Callable[[bytes], None] | None = None,
+    ) -> Reply:
         """Send a request and read all of the reply.
 
         Args:
             request: What to send.
             timeout: Seconds for all of it.
+            on_body: Called with the body as it comes, where the status is 200. None: nobody wants it.
 
         Raises:
             TransportError: There was no whole reply within that time.
@@ -67,7 +73,7 @@ class AsyncTransport:
             async with asyncio.timeout(timeout):
                 async with own.room:
                     state.append("sending")
-                    return await _send(own.session, request, state)
+                    return await _send(own.session, request, state, on_body)
         except TransportError:
             raise
         except Exception as error:
@@ -143,7 +149,9 @@ def _forget(loops: _Loops, loop: asyncio.AbstractEventLoop) -> None:
     closing.close()
 
 
-async def _send(session: aiohttp.ClientSession, request: Request, state: list[str]) -> Reply:
+async def _send(
+    session: aiohttp.ClientSession, request: Request, state: list[str], on_body: Callable[[bytes], None] | None
+) -> Reply:
     body: bytes | io.BytesIO | None = request.body or None
     if len(request.body) > _AT_ONCE:
         body = io.BytesIO(request.body)
@@ -161,6 +169,8 @@ async def _send(session: aiohttp.ClientSession, request: Request, state: list[st
             if size > MAX_BODY:
                 raise TransportError("too_large")
             chunks.append(chunk)
+            if on_body is not None and response.status == 200:
+                on_body(chunk)
         # Lower-case lookups work: this mapping ignores case.
         return Reply(response.status, response.headers, b"".join(chunks))
 

@@ -52,10 +52,16 @@ class Live:
         except Exception as error:
             return _outcome(error)
 
-    async def arun(self, prompt: Prompt, messages: Messages, deadline: Deadline) -> Outcome:
-        """One prompt by awaiting."""
+    async def arun(
+        self,
+        prompt: Prompt,
+        messages: Messages,
+        deadline: Deadline,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Outcome:
+        """One prompt by awaiting. `on_text`: see `complete`."""
         try:
-            return await self._adrive(complete(self.known, prompt, messages, deadline))
+            return await self._adrive(complete(self.known, prompt, messages, deadline, on_text))
         except Exception as error:
             return _outcome(error)
 
@@ -102,7 +108,7 @@ class Live:
                 try:
                     match effect:
                         case Send():
-                            result = await self.async_http.send(effect.request, effect.timeout)
+                            result = await self.async_http.send(effect.request, effect.timeout, effect.on_body)
                         case Sleep():
                             await asyncio.sleep(effect.seconds)
                         case Await():

@@ -45,6 +45,8 @@ OPTIONAL: Final[tuple[tuple[str, ...], ...]] = (
     ("include_stop_str_in_output",),
     ("repetition_penalty",),
     ("logprobs", "top_logprobs"),
+    ("stream_options",),
+    ("stream",),
 )
 
 PROBE: Final = Prompt((PromptMessage("user", (PromptText("Say zq."),)),), prefix="zq", pattern="zqzqzq", max_tokens=16)

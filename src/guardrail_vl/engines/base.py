@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -83,6 +83,20 @@ class Engine(ABC):
     async def agenerate(self, prompts: Sequence[Prompt], *, deadline: Deadline) -> list[Outcome]:
         """The same without blocking the event loop. Unless overridden, `generate` in a worker thread."""
         return await asyncio.to_thread(self.generate, prompts, deadline=deadline)
+
+    async def astream(self, prompt: Prompt, *, deadline: Deadline, on_text: Callable[[str], None]) -> Outcome:
+        """`agenerate` for one prompt: the same outcome, its text told as it is written.
+
+        Unless overridden, nothing is told.
+
+        Args:
+            prompt: What to complete.
+            deadline: As for `generate`.
+            on_text: Called, on the event loop, with each piece of the completion's text. All pieces together begin
+                that text; it may be longer than what was told.
+        """
+        (outcome,) = await self.agenerate([prompt], deadline=deadline)
+        return outcome
 
     def close(self) -> None:  # noqa: B027 - nothing to free is the common case
         """Free what the engine holds. It may be used again, and then opens what it needs."""

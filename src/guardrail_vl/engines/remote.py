@@ -168,6 +168,15 @@ class RemoteEngine(Engine):
         await asyncio.gather(*(work() for _ in range(min(len(jobs), self._settings.max_connections))))
         return _raised([outcomes[i] for i in range(len(jobs))])
 
+    async def astream(self, prompt: Prompt, *, deadline: Deadline, on_text: Callable[[str], None]) -> Outcome:
+        """See `Engine.astream`. A server that sends no event stream is asked for its whole reply.
+
+        Raises:
+            ConfigurationError: No model was named, and the server has several.
+        """
+        outcome = await self._here().arun(prompt, Messages(prompt.messages), deadline, on_text)
+        return _raised([outcome])[0]
+
     def close(self) -> None:
         """Close the connections and end the threads. The next prompt opens new ones."""
         self._here().close()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
 
 from guardrail_vl.engines._bars import without_bars
-from guardrail_vl.engines._batching import Job, MicroBatcher, agather, gather
+from guardrail_vl.engines._batching import Job, MicroBatcher, agather, gather, on_loop
 from guardrail_vl.engines._checkpoint import GUARD_JSON, TrainedFormat, model_name, read_guard_json
 from guardrail_vl.engines._generation import Generator, Row
 from guardrail_vl.engines._hardware import cpu_has_bfloat16
@@ -134,6 +134,11 @@ class TransformersEngine(Engine):
     async def agenerate(self, prompts: Sequence[Prompt], *, deadline: Deadline) -> list[Outcome]:
         """See `Engine.agenerate`. Uses no thread per call; cancelling it drops the prompts."""
         return await agather(self._batcher.submit(prompts, deadline), deadline)
+
+    async def astream(self, prompt: Prompt, *, deadline: Deadline, on_text: Callable[[str], None]) -> Outcome:
+        """See `Engine.astream`."""
+        jobs = self._batcher.submit([prompt], deadline, on_text=on_loop(on_text))
+        return (await agather(jobs, deadline))[0]
 
     def close(self) -> None:
         """End the thread and let the weights go. The next prompt loads them again."""

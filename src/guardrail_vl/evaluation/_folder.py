@@ -15,10 +15,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from guardrail_vl._lock import FolderLock
 from guardrail_vl._value import Value
 from guardrail_vl.errors import ConfigurationError, ContentError
 from guardrail_vl.evaluation._lines import Lines, read_lines
-from guardrail_vl.evaluation._lock import FolderLock
 from guardrail_vl.evaluation.cases import CaseSet
 from guardrail_vl.evaluation.records import Cohort, Record
 

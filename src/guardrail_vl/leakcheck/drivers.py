@@ -5,6 +5,7 @@ A driver uses the client as an app would and says what its caller saw. It knows 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any, Final, Protocol
 from guardrail_vl import __version__
 from guardrail_vl.errors import ConfigurationError, MissingDependencyError
 from guardrail_vl.guard import Guard
-from guardrail_vl.leakcheck import _surfaces
+from guardrail_vl.leakcheck import _proxied, _surfaces
 from guardrail_vl.leakcheck._driving import KEY as KEY
 from guardrail_vl.leakcheck._driving import TIMEOUT as TIMEOUT
 from guardrail_vl.leakcheck._driving import ClientDriver, guards_for
@@ -101,6 +102,23 @@ def _openai() -> Any:
         raise MissingDependencyError("openai", extra="openai", needed_for="This driver of leakcheck") from error
 
 
+@dataclass(frozen=True)
+class ProxyDriver(OpenAIDriver):
+    """The openai package's client as it is, in front of it our proxy, which refuses: see `guardrail_vl.server`."""
+
+    def client(self, probe: Probe, base_url: str) -> Any:
+        """The client that the probe asks for, with a proxy for each guard between it and the upstream."""
+        stack = contextlib.ExitStack()
+        try:
+            url = _proxied.behind(guards_for(probe), stack, base_url, self.refusal)
+            made = super().client(probe, url)
+        except BaseException:
+            stack.close()
+            raise
+        made.close = _proxied.closing(made.close, stack, asynchronous=self.asynchronous)
+        return made
+
+
 def ours(**settings: Any) -> Callable[[Any, tuple[Guard, ...]], Any]:
     """What makes an OpenAI client a guarded one, with settings of `guarded`."""
 
@@ -122,6 +140,8 @@ _THREADS: Final = (
 )
 _FULL: Final = (("chat.cancel", "with everything held back, a sync caller has nothing to walk away from"),)
 
+_PROXY: Final = (("azure", "the proxy guards the API below one base URL"),)
+
 DRIVERS: Final[dict[str, Driver]] = {
     driver.name: driver
     for driver in (
@@ -131,6 +151,9 @@ DRIVERS: Final[dict[str, Driver]] = {
                      blocked=frozenset(("ContentFilterFinishReasonError",))),
         OpenAIDriver("openai-beside", asynchronous=True, protect=ours(when="beside"), sends_first=True),
         OpenAIDriver("openai-full", protect=ours(stream="full"), lacks=_FULL),
+        ProxyDriver("proxy", refusal=REFUSAL, lacks=_PROXY, blocked=frozenset(("ContentFilterFinishReasonError",))),
+        ProxyDriver("proxy-async", asynchronous=True, refusal=REFUSAL, lacks=_PROXY,
+                    blocked=frozenset(("ContentFilterFinishReasonError",))),
         LangChainDriver("langchain"),
         LangChainDriver("langchain-async", asynchronous=True),
         LangChainDriver("langchain-events", asynchronous=True, way="events"),

@@ -136,6 +136,12 @@ class PromptFormat(ABC):
     def target(self, verdict: Verdict) -> str:
         """The text a model is trained to write for this verdict: `parse` gives the same labels and reasoning back."""
 
+    def reasoning_in(self, text: str) -> str:
+        """What a completion that is still being written holds of reasoning. It only grows as the text does, and is
+        never more than `parse` finds in the end; empty for formats that write none.
+        """
+        return ""
+
     @property
     def golden(self) -> str:
         """Hash of a fixed exchange as this format renders it: equal exactly when its words are. See `guard.json`."""

@@ -65,6 +65,8 @@ _LABELS: Final = re.compile(
 )
 _MARK: Final = re.compile(r"\[(?=\s*(?:this\s+request|earlier\s+in\s+this\s+conversation)\s*\])", re.IGNORECASE)
 _OUR_TAG: Final = re.compile(r"</?(?:think|result)>", re.IGNORECASE)
+# The beginning of such a tag, at the end of a text.
+_MAYBE_TAG: Final = re.compile(r"</?(?:t(?:h(?:i(?:nk?)?)?)?|r(?:e(?:s(?:u(?:lt?)?)?)?)?)?\Z", re.IGNORECASE)
 
 
 class Result(NamedTuple):
@@ -229,6 +231,18 @@ class GuardReasonerVL(PromptFormat):
             ),
             latency=max(c.latency for c in completions),
         )
+
+    def reasoning_in(self, text: str) -> str:
+        """See `PromptFormat.reasoning_in`: what stands between the tags, up to the first tag."""
+        text = text.lstrip()
+        if not text.startswith("<think>"):
+            return ""
+        inside = text.removeprefix("<think>")
+        tag = _OUR_TAG.search(inside)
+        if tag is not None:
+            return inside[: tag.start()].removesuffix("\n")
+        # What may become a tag is none yet; the newline before it is not reasoning then.
+        return _MAYBE_TAG.sub("", inside).removesuffix("\n")
 
     def target(self, verdict: Verdict) -> str:
         """The completion to train on.

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
 
+from guardrail_vl._lock import FolderLock
 from guardrail_vl._value import Value
+from guardrail_vl._whole import written
 from guardrail_vl.errors import ConfigurationError, ContentError
-from guardrail_vl.evaluation._lock import FolderLock
-from guardrail_vl.training._whole import written
 from guardrail_vl.verdict import Label
 
 ANSWERS: Final = "answers.jsonl"

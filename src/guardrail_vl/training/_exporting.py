@@ -17,13 +17,13 @@ from typing import Any, Final
 import yaml
 from pydantic import BaseModel, Field
 
+from guardrail_vl._whole import written
 from guardrail_vl.errors import ConfigurationError, ContentError, MissingDependencyError
 from guardrail_vl.media import encode
 from guardrail_vl.prompt_format import guardreasoner_vl
 from guardrail_vl.prompt_format.base import PromptImage, PromptMessage
 from guardrail_vl.prompt_format.guardreasoner_vl import MAX_PIXELS, GuardReasonerVL
 from guardrail_vl.training import rewards as _rewards
-from guardrail_vl.training._whole import written
 from guardrail_vl.training.clip import Clip, DynamicClip, FixedClip
 from guardrail_vl.training.rewards import RewardConfig
 from guardrail_vl.training.turns import LabeledTurn

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from guardrail_vl._value import Value
+from guardrail_vl._whole import write_whole, written
 from guardrail_vl.errors import ConfigurationError, ContentError
-from guardrail_vl.training._whole import write_whole, written
 from guardrail_vl.training.turns import LabeledTurn
 
 R = TypeVar("R", bound=Value)

@@ -10,11 +10,11 @@ import shutil
 from pathlib import Path
 from typing import Any, Final
 
+from guardrail_vl._whole import remove_folder, whole_folder
 from guardrail_vl.engines._checkpoint import GUARD_JSON
 from guardrail_vl.errors import MissingDependencyError
 from guardrail_vl.training._encoding import Encoder
 from guardrail_vl.training._faults import check_finite, explained
-from guardrail_vl.training._whole import remove_folder, whole_folder
 
 try:
     import torch

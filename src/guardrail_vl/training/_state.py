@@ -13,9 +13,9 @@ from typing import Final, Literal
 from pydantic import JsonValue
 
 from guardrail_vl import __version__
+from guardrail_vl._lock import is_held
 from guardrail_vl._value import Value
 from guardrail_vl.errors import ConfigurationError, ContentError
-from guardrail_vl.evaluation._lock import is_held
 
 RUN: Final = "run.json"
 LAYOUT: Final = 1

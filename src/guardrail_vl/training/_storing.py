@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from guardrail_vl._picture import open_picture
+from guardrail_vl._whole import write_whole
 from guardrail_vl.errors import ConfigurationError, ContentError, MissingDependencyError
-from guardrail_vl.training._whole import write_whole
 from guardrail_vl.training.turns import LabeledTurn
 
 Pictures = Literal["kept", "beside", "inside"]

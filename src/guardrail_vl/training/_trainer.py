@@ -18,11 +18,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
+from guardrail_vl._whole import remove_folder, whole_folder
 from guardrail_vl.errors import ConfigurationError, MissingDependencyError
 from guardrail_vl.training._faults import check_finite, explained, lost
 from guardrail_vl.training._output import Output, R, Step, digest_of_model, digest_of_turns
 from guardrail_vl.training._saving import save
-from guardrail_vl.training._whole import remove_folder, whole_folder
 
 try:
     import torch

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import yaml
 
+from guardrail_vl._whole import write_whole
 from guardrail_vl.training._facts import (
     SEEN,
     CardFacts,
@@ -24,7 +25,6 @@ from guardrail_vl.training._facts import (
     counts,
     read_facts,
 )
-from guardrail_vl.training._whole import write_whole
 from guardrail_vl.verdict import Stage
 
 __all__ = [

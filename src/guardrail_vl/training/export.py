@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from PIL import Image
 
+from guardrail_vl._whole import whole_folder, written
 from guardrail_vl.engines._checkpoint import TrainedFormat, model_name, read_guard_json, write_guard_json
 from guardrail_vl.errors import (
     ConfigurationError,
@@ -30,7 +31,6 @@ from guardrail_vl.errors import (
 from guardrail_vl.policy import Policy
 from guardrail_vl.prompt_format import PromptFormat, get_format
 from guardrail_vl.training._facts import SEEN, CardFacts, GuardFacts
-from guardrail_vl.training._whole import whole_folder, written
 from guardrail_vl.training.card import CARD, render
 from guardrail_vl.training.turns import LabeledTurn
 from guardrail_vl.verdict import Label

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from pydantic import BaseModel, Field
 
 from guardrail_vl._value import Value
+from guardrail_vl._whole import write_whole
 from guardrail_vl.errors import ConfigurationError
 from guardrail_vl.evaluation.cases import Case, CaseSet
 from guardrail_vl.evaluation.readers import once, request_group
@@ -22,7 +23,6 @@ from guardrail_vl.evaluation.running import Progress, Run, run
 from guardrail_vl.guard import Guard
 from guardrail_vl.policy import Policy
 from guardrail_vl.training._facts import Figures
-from guardrail_vl.training._whole import write_whole
 from guardrail_vl.training.turns import LabeledTurn
 from guardrail_vl.verdict import Stage
 

@@ -17,6 +17,7 @@ from typing import ClassVar, Final, Literal
 from pydantic import BaseModel, Field
 
 from guardrail_vl._value import Value
+from guardrail_vl._whole import write_whole, written
 from guardrail_vl.errors import ConfigurationError, ContentError, ParseError
 from guardrail_vl.evaluation import official
 from guardrail_vl.prompt_format import GuardReasonerVL, PromptFormat
@@ -24,7 +25,6 @@ from guardrail_vl.prompt_format.base import Completion
 from guardrail_vl.training import dataset, sampling
 from guardrail_vl.training._output import Output, Step, digest_of_model, digest_of_turns
 from guardrail_vl.training._samples import SAMPLES, SampleLog, SampleRecord, Tally, read_samples
-from guardrail_vl.training._whole import write_whole, written
 from guardrail_vl.training.sampling import MAX_TEMPERATURE, Kind, Sample, Sampler, kind_for, open_sampler
 from guardrail_vl.training.turns import LabeledTurn
 from guardrail_vl.verdict import Label, Stage

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from guardrail_vl._whole import write_whole
 from guardrail_vl.errors import ConfigurationError, MissingDependencyError
-from guardrail_vl.training._whole import write_whole
 
 try:
     from matplotlib.figure import Figure

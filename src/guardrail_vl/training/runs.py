@@ -20,13 +20,13 @@ import yaml
 from pydantic import JsonValue
 
 from guardrail_vl import __version__
+from guardrail_vl._lock import LOCK_FILE, FolderLock
+from guardrail_vl._whole import write_whole, written
 from guardrail_vl.errors import ConfigurationError, GuardrailError, MissingDependencyError
-from guardrail_vl.evaluation._lock import LOCK_FILE, FolderLock
 from guardrail_vl.training import stages
 from guardrail_vl.training._output import Step
 from guardrail_vl.training._state import LAYOUT, RUN, StageRun, State, TrainingRun, load, read_run
 from guardrail_vl.training._trainer import without_known_warnings
-from guardrail_vl.training._whole import write_whole, written
 from guardrail_vl.training.recipe import STAGES, Recipe
 
 try:

@@ -16,6 +16,7 @@ from typing import Any, Final
 from pydantic import BaseModel, JsonValue
 
 from guardrail_vl._value import Value
+from guardrail_vl._whole import write_whole
 from guardrail_vl.engines._checkpoint import GUARD_JSON
 from guardrail_vl.errors import ConfigurationError
 from guardrail_vl.evaluation.running import Progress, run
@@ -23,7 +24,6 @@ from guardrail_vl.guard import Guard
 from guardrail_vl.training import dataset, synthetic
 from guardrail_vl.training._gathering import DataResult, gather
 from guardrail_vl.training._output import METRICS, RESULT, Output, Step, digest_of_turns
-from guardrail_vl.training._whole import write_whole
 from guardrail_vl.training.concat import concat
 from guardrail_vl.training.gate import GATE, OLD, gate, sets_of
 from guardrail_vl.training.recipe import STAGES, Recipe

@@ -18,6 +18,7 @@ from typing import Annotated, Final
 from pydantic import BaseModel, ConfigDict, Field
 
 from guardrail_vl._value import Value
+from guardrail_vl._whole import write_whole
 from guardrail_vl.errors import ConfigurationError, ContentError, EngineError, GuardrailError
 from guardrail_vl.policy import Policy
 from guardrail_vl.prompt_format import PromptFormat, get_format
@@ -27,7 +28,6 @@ from guardrail_vl.training._answers import Journal, Outcome
 from guardrail_vl.training._output import Output, Step, digest_of_turns
 from guardrail_vl.training._reasoning import TOLD, Reason, Unusable
 from guardrail_vl.training._teacher import GOES_ON, Asking, Teacher, Unanswered
-from guardrail_vl.training._whole import write_whole
 from guardrail_vl.training.turns import LabeledTurn
 from guardrail_vl.turn import Exchange
 from guardrail_vl.verdict import Label, Verdict

@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
+from guardrail_vl._whole import whole_folder
 from guardrail_vl.errors import MissingDependencyError
 from guardrail_vl.prompt_format.guardreasoner_vl import INSTRUCTION
-from guardrail_vl.training._whole import whole_folder
 from guardrail_vl.training.synthetic import SIZE, corpus
 
 try:

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from guardrail_vl._whole import whole_folder, write_whole
 from guardrail_vl.prompt_format.guardreasoner_vl import GuardReasonerVL
 from guardrail_vl.training import _exporting
 from guardrail_vl.training._exporting import LargeRunConfig, Phase, served
-from guardrail_vl.training._whole import whole_folder, write_whole
 from guardrail_vl.training.rewards import PAPER, RewardConfig
 from guardrail_vl.training.turns import LabeledTurn
 

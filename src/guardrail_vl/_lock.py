@@ -43,7 +43,8 @@ class FolderLock:
         """
         file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            taken = _taken(file)
+            # A folder that was removed meanwhile took the lock with it: what we have locked is nobody's.
+            taken = _taken(file) and _is_there(self._path, file)
             holder = "" if taken else os.read(file, 20).decode("ascii", "replace").strip()
             if taken:
                 os.ftruncate(file, 0)
@@ -81,6 +82,13 @@ def is_held(folder: Path) -> bool:
         return True
     finally:
         os.close(file)  # and gives it back
+
+
+def _is_there(path: Path, file: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file))
+    except FileNotFoundError:
+        return False
 
 
 def _taken(file: int) -> bool:

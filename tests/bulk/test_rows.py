@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from guardrail_vl.cli.rows import Row, read_json, read_rows
+from guardrail_vl.bulk.rows import Row, read_json, read_rows
 from guardrail_vl.errors import ContentError
 from guardrail_vl.turn import ImagePart, Turn
 

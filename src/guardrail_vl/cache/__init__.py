@@ -1,6 +1,6 @@
 """Verdicts remembered by content, policy and model, so that a chat of N turns costs N checks and not N²/2.
 
-Only verdicts are kept, never errors, and never content: keys are hashes.
+Only verdicts are kept, never errors, and never content: keys are hashes. A cache that servers share is in `redis`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,14 @@ class VerdictCache(ABC):
     @abstractmethod
     def put(self, items: Sequence[tuple[bytes, Verdict]]) -> None:
         """Remember these."""
+
+    async def aget(self, keys: Sequence[bytes]) -> list[Verdict | None]:
+        """`get`, for checks on an event loop. A cache that waits for anything overrides it; this one calls `get`."""
+        return self.get(keys)
+
+    async def aput(self, items: Sequence[tuple[bytes, Verdict]]) -> None:
+        """`put`, for checks on an event loop. A cache that waits for anything overrides it; this one calls `put`."""
+        self.put(items)
 
 
 class MemoryCache(VerdictCache):
@@ -71,10 +79,15 @@ class MemoryCache(VerdictCache):
                     found.append(item[1])
         return found
 
-    def put(self, items: Sequence[tuple[bytes, Verdict]]) -> None:
-        """See `VerdictCache.put`."""
+    def put(self, items: Sequence[tuple[bytes, Verdict]], *, ttl: float | None = None) -> None:
+        """See `VerdictCache.put`.
+
+        Args:
+            items: Keys and their verdicts.
+            ttl: Seconds that these are kept at most. None: as long as any other.
+        """
         self._after_fork()
-        until = self._clock() + self.ttl
+        until = self._clock() + (self.ttl if ttl is None else min(ttl, self.ttl))
         with self._lock:
             for key, verdict in items:
                 self._items[key] = (until, verdict)

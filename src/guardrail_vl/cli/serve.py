@@ -1,0 +1,137 @@
+"""`guardrail-vl serve`: one guard for many apps, over HTTP. Decides nothing; see `guardrail_vl.server`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from guardrail_vl.cli.door import PASSED, door
+from guardrail_vl.cli.options import (
+    DeadlineOption,
+    FailOption,
+    FetchOption,
+    FormatOption,
+    GuardOptions,
+    ModelOption,
+    SpeedOption,
+    UrlOption,
+    make_guard,
+)
+from guardrail_vl.errors import ConfigurationError
+from guardrail_vl.guard import Guard
+from guardrail_vl.policy import Policy
+
+_PROXY, _LIMITS, _AUDIT = "The proxy", "Limits", "Audit"
+_KEY, _UPSTREAM_KEY = "GUARDRAIL_VL_SERVER_KEY", "GUARDRAIL_VL_UPSTREAM_KEY"
+
+
+@door
+def serve(
+    host: Annotated[
+        str, typer.Option(help="Address to bind; without keys, of the loopback interface only.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8080,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[NAME=]FILE", help="A policy. One without a name is the default; repeat for more."),
+    ] = None,
+    keys: Annotated[
+        Path | None, typer.Option(metavar="FILE", help=f"Keys of apps, in YAML. One key alone: {_KEY}.")
+    ] = None,
+    tls_certificate: Annotated[Path | None, typer.Option("--tls-cert", metavar="PEM", help="Speak HTTPS.")] = None,
+    tls_key: Annotated[Path | None, typer.Option("--tls-key", metavar="PEM")] = None,
+    drain: Annotated[
+        float, typer.Option(metavar="SECONDS", help="After SIGTERM: not ready, but still serving, for so long.")
+    ] = 0.0,
+    canaries: Annotated[
+        bool, typer.Option("--canaries/--no-canaries", help="Judge known turns at start and on a timer.")
+    ] = True,
+    upstream: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help=f"Guard this OpenAI-compatible API below /v1. Its key: {_UPSTREAM_KEY}.",
+            rich_help_panel=_PROXY,
+        ),
+    ] = None,
+    on_block: Annotated[
+        str, typer.Option(help="refuse, raise or annotate: what a blocked turn gets.", rich_help_panel=_PROXY)
+    ] = "refuse",
+    stream: Annotated[
+        str, typer.Option(help="window, full or observe: how streams are judged.", rich_help_panel=_PROXY)
+    ] = "window",
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-unguarded", metavar="NAME", help="Passes unjudged; repeat for more.", rich_help_panel=_PROXY
+        ),
+    ] = None,
+    max_body: Annotated[int, typer.Option(metavar="BYTES", rich_help_panel=_LIMITS)] = 32 * 2**20,
+    max_in_flight: Annotated[int, typer.Option(metavar="N", help="Requests at a time.", rich_help_panel=_LIMITS)] = 512,
+    max_concurrency: Annotated[
+        int | None, typer.Option(metavar="N", help="Engine calls at a time.", rich_help_panel=_LIMITS)
+    ] = None,
+    model: ModelOption = None,
+    url: UrlOption = None,
+    format: FormatOption = None,
+    speed: SpeedOption = None,
+    fail: FailOption = None,
+    deadline: DeadlineOption = None,
+    fetch_images: FetchOption = False,
+) -> int:
+    """Serve a guard: its own API, OpenAI's moderations, a guarding proxy, LiteLLM's API, and a page to try it on."""
+    from guardrail_vl import server
+
+    named, default = _policies(policy or [])
+    options = GuardOptions(
+        model=model, url=url, policy=default, format=format, speed=speed, fail=fail, deadline=deadline,
+        fetch_images=fetch_images,
+    )  # fmt: skip
+    settings = server.Settings(
+        keys=_keys(keys),
+        policies={name: Policy.load(path) for name, path in named.items()},
+        upstream=upstream,
+        upstream_key=os.environ.get(_UPSTREAM_KEY, "").strip() or None,
+        on_block=on_block,  # type: ignore[arg-type]
+        stream=stream,  # type: ignore[arg-type]
+        allow_unguarded=frozenset(allow or ()),
+        max_body=max_body,
+        max_in_flight=max_in_flight,
+        canaries=canaries,
+    )
+
+    def make() -> Guard:
+        guard = make_guard(options)
+        return guard if max_concurrency is None else guard.replace(max_concurrency=max_concurrency)
+
+    app = server.create_app(make, settings)
+    server.run(app, host=host, port=port, tls_certificate=tls_certificate, tls_key=tls_key, drain=drain)
+    return PASSED
+
+
+def _policies(given: list[str]) -> tuple[dict[str, str], str | None]:
+    """Those with a name, and the default's file."""
+    named: dict[str, str] = {}
+    default = None
+    for one in given:
+        name, equals, path = one.partition("=")
+        if not equals:
+            if default is not None:
+                raise ConfigurationError("Two policies have no name, and one is the default.", hint="Write NAME=FILE.")
+            default = name
+        elif name in named:
+            raise ConfigurationError(f"Two policies are called {name!r}.")
+        else:
+            named[name] = path
+    return named, default
+
+
+def _keys(path: Path | None) -> tuple[Any, ...]:
+    from guardrail_vl import server
+
+    found = () if path is None else server.read_keys(path)
+    alone = os.environ.get(_KEY, "").strip()
+    return (*found, server.ApiKey.of("environment", alone)) if alone else found
