@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 import threading
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardrail_vl.cache import MemoryCache
+from guardrail_vl import Guard
+from guardrail_vl.cache import MemoryCache, VerdictCache
 from guardrail_vl.errors import ConfigurationError
+from guardrail_vl.testing import ScriptedEngine, by_keyword
 from guardrail_vl.verdict import Label, Verdict
 
 VERDICTS = [Verdict(prompt=Label.HARMFUL, model=str(i)) for i in range(20)]
@@ -33,6 +37,61 @@ def test_nothing_outlives_its_time() -> None:
     now[0] = 10.0
     assert cache.get([b"a"]) == [None]
     assert len(cache) == 0
+
+
+def test_some_may_have_less_time_and_none_more() -> None:
+    now = [0.0]
+    cache = MemoryCache(ttl=10, clock=lambda: now[0])
+    cache.put([(b"a", VERDICTS[0])], ttl=3)
+    cache.put([(b"b", VERDICTS[1])], ttl=30)
+    now[0] = 3.0
+    assert cache.get([b"a", b"b"]) == [None, VERDICTS[1]]
+    now[0] = 10.0
+    assert cache.get([b"b"]) == [None]
+
+
+class Plain(VerdictCache):
+    """A cache with nothing but what it must have."""
+
+    def __init__(self) -> None:
+        self.items: dict[bytes, Verdict] = {}
+
+    def get(self, keys: Sequence[bytes]) -> list[Verdict | None]:
+        return [self.items.get(key) for key in keys]
+
+    def put(self, items: Sequence[tuple[bytes, Verdict]]) -> None:
+        self.items.update(items)
+
+
+class Waiting(Plain):
+    """A cache that waits on the event loop."""
+
+    async def aget(self, keys: Sequence[bytes]) -> list[Verdict | None]:
+        await asyncio.sleep(0)
+        return Plain.get(self, keys)
+
+    async def aput(self, items: Sequence[tuple[bytes, Verdict]]) -> None:
+        await asyncio.sleep(0)
+        Plain.put(self, items)
+
+    def get(self, keys: Sequence[bytes]) -> list[Verdict | None]:
+        raise AssertionError("This would block the event loop.")
+
+    def put(self, items: Sequence[tuple[bytes, Verdict]]) -> None:
+        raise AssertionError("This would block the event loop.")
+
+
+@pytest.mark.parametrize("kind", [Plain, Waiting])
+def test_asynchronous_checks_use_the_asynchronous_verbs(kind: type[Plain]) -> None:
+    engine = ScriptedEngine(by_keyword())
+    guard = Guard(engine=engine, cache=kind())
+
+    async def main() -> None:
+        await guard.acheck_prompt("Hello")
+        assert (await guard.acheck_prompt("Hello")).judgements[0].remembered
+
+    asyncio.run(main())
+    assert engine.calls == 1
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 9)), max_size=60), st.integers(1, 5))

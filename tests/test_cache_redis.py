@@ -12,9 +12,11 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -459,6 +461,20 @@ def test_what_redis_refuses_does_not_close_it_to_what_it_takes(
     assert len(caplog.records) == 1
 
 
+def test_too_many_at_once_is_no_failure_of_redis(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    with cache_of(server, cool_down=60, timeout=0.5) as cache:
+        cache.put([(b"a", VERDICT)])
+        assert cache._pool is not None
+        busy = [cache._pool.submit(time.sleep, 2) for _ in range(50)]
+        assert cache.get([b"a"]) == [None]
+        assert asyncio.run(cache.aget([b"a"])) == [None]
+        for job in busy:
+            job.cancel()
+        wait(busy)
+        assert cache.get([b"a"]) == [VERDICT]
+    assert caplog.records == []
+
+
 def test_without_the_password_it_looks_empty(own_server: Server) -> None:
     with own_server.client() as client:
         client.config_set("requirepass", "sesame")
@@ -661,3 +677,16 @@ def test_senseless_settings_are_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError) as caught:
         RedisCache(**{"url": "redis://:sesame@localhost", **arguments})
     assert "sesame" not in str(caught.value)
+
+
+def test_without_the_package_it_says_what_to_install() -> None:
+    code = "import sys; sys.modules['redis'] = None; import guardrail_vl.cache; import guardrail_vl.cache.redis"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "MissingDependencyError" in done.stderr
+    assert "pip install 'guardrail-vl[redis]'" in done.stderr
+
+
+def test_importing_the_guard_does_not_import_it() -> None:
+    code = "import sys, guardrail_vl.guard; print('redis' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -174,6 +174,16 @@ def test_a_cascade_has_a_call_for_each_rung(told: Told) -> None:
     assert {parent(call) for call in calls} == {own_id(checked)}
 
 
+def test_a_check_that_is_watched(told: Told) -> None:
+    async def main() -> list[Any]:
+        with told.tracer.start_as_current_span("app"):
+            return [piece async for piece in guard_of(told, speed="reason").awatch("Hello")]
+
+    assert isinstance(asyncio.run(main())[-1], Decision)
+    generate, checked, app = (told.spans(name)[0] for name in ("guardrail.generate", "guardrail.check", "app"))
+    assert (parent(generate), parent(checked)) == (own_id(checked), own_id(app))
+
+
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_the_engine_and_the_hooks_see_the_span_they_are_in(told: Told, asynchronous: bool) -> None:
     seen: list[int] = []
@@ -418,3 +428,10 @@ def _timed(guard: Guard) -> float:
 def test_an_observer_must_be_one() -> None:
     with pytest.raises(ConfigurationError, match="observer must be an Observer, not object"):
         Guard(engine=ScriptedEngine(by_keyword()), observer=object())  # type: ignore[arg-type]
+
+
+def test_without_the_package_it_says_what_to_install() -> None:
+    code = "import sys; sys.modules['opentelemetry'] = None; import guardrail_vl.telemetry"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "MissingDependencyError" in done.stderr
+    assert "pip install 'guardrail-vl[otel]'" in done.stderr

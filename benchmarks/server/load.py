@@ -23,6 +23,7 @@ from typing import Any
 
 CONCURRENCY = (1, 32, 256)
 KINDS = ("echo", "guard")
+HEAD = "| callers | echo, /s | guard, /s | ratio | echo p99, ms | guard p99, ms |\n|---|---|---|---|---|---|"
 
 
 # ---- the servers -----------------------------------------------------------------------------------------------------
@@ -196,8 +197,10 @@ def main() -> None:
     if options.soak:
         found: list[Any] = soak(options.delay, options.soak)
     else:
-        print("| callers | echo, /s | guard, /s | ratio | echo p99, ms | guard p99, ms |\n|---|---|---|---|---|---|")
+        print(HEAD)
         found = compare(options.delay, options.seconds, options.rounds)
+    if options.output and not options.soak:
+        options.output.with_suffix(".md").write_text("\n".join([HEAD, *map(line, found)]) + "\n")
     if options.output:
         options.output.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
 

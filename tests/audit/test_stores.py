@@ -228,6 +228,21 @@ def test_a_line_that_was_cut_off_costs_only_itself(tmp_path: Path) -> None:
         assert sorted(one.id for one in store.find(Query())) == ["a", "c"]
 
 
+def test_what_another_process_purged_is_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    with closing(open_store(path, content=False)) as one, closing(open_store(path, content=False)) as other:
+        assert one.find(Query()) == []
+        for number in range(3):
+            other.add([(record(f"a{number}", days=number * 10), None)])
+            assert one.count(Query()) == number + 1
+        other.purge(datetime.now(UTC) - timedelta(days=5), content_only=False)
+        assert [found.id for found in one.find(Query())] == ["a0"]
+        other.add([(record("b"), None)])
+        assert one.get("b") is not None
+        path.unlink()
+        assert one.count(Query()) == 0
+
+
 @pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
 def test_files_are_the_owners_and_links_are_followed(tmp_path: Path) -> None:
     (tmp_path / "vault").mkdir()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -16,7 +17,8 @@ from PIL import Image
 from guardrail_vl import Guard, ImagePart
 from guardrail_vl._lock import FolderLock
 from guardrail_vl.bulk import Progress, RayPool, Summary, moderate
-from guardrail_vl.errors import ConfigurationError
+from guardrail_vl.bulk._journal import Journal
+from guardrail_vl.errors import ConfigurationError, GuardrailError
 from guardrail_vl.prompt_format.base import Completion, Prompt
 from guardrail_vl.testing import ScriptedEngine, by_keyword
 from tests.bulk.files import keywords, lasting, make_guard, read, write
@@ -387,6 +389,61 @@ def test_a_run_killed_while_it_cleared_up_is_finished(tmp_path: Path, monkeypatc
     assert not folder_of(out).exists()
 
 
+@pytest.mark.parametrize("output", FORMATS)
+def test_a_run_killed_before_the_output_was_in_place_goes_on(
+    output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, out = write(tmp_path / "in.jsonl", rows(10)), tmp_path / f"out.{output}"
+    real = os.replace
+
+    def killed(old: Path, new: Path) -> None:
+        if Path(new) == out:
+            raise Stop
+        real(old, new)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(Stop):
+        moderate(make_guard(), there, out)
+    monkeypatch.undo()
+    assert not out.exists()
+    summary = moderate(make_guard(), there, out)
+    assert (summary.rows, summary.kept, len(read(out))) == (10, 10, 10)
+    assert not folder_of(out).exists()
+
+
+def test_restart_judges_again_what_was_finished_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there, out = write(tmp_path / "in.jsonl", rows(10)), tmp_path / "out.jsonl"
+    monkeypatch.setattr(Journal, "_clear", lambda self: None)
+    moderate(make_guard(), there, out)
+    monkeypatch.undo()
+    guard = make_guard()
+    with pytest.raises(ConfigurationError, match="there already"):
+        moderate(guard, there, out, restart=True)
+    assert moderate(guard, there, out, restart=True, overwrite=True).kept == 0
+    assert isinstance(guard.engine, ScriptedEngine)
+    assert len(guard.engine.prompts) == 10
+
+
+def test_a_full_disk_is_told_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there, out = write(tmp_path / "in.jsonl", rows(20)), tmp_path / "out.jsonl"
+    real = os.write
+    written: list[int] = []
+
+    def full(file: int, data: Any) -> int:
+        if bytes(data).startswith(b'{"row": 9'):
+            written.append(real(file, bytes(data)[:20]))
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(file, data)
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(ConfigurationError, match="No space left"):
+        moderate(make_guard(), there, out, batch=4)
+    monkeypatch.undo()
+    assert written == [20]
+    assert moderate(make_guard(), there, out).kept == 8
+    assert [row["row"] for row in read(out)] == list(range(1, 21))
+
+
 def test_an_output_to_replace_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
     there, out = write(tmp_path / "in.jsonl", rows(20)), tmp_path / "out.jsonl"
     out.write_text("old")
@@ -482,7 +539,7 @@ def test_rows_are_read_no_further_than_the_batch(tmp_path: Path) -> None:
     sizes: list[int] = []
     journal = folder_of(tmp_path / "out.jsonl") / "rows.jsonl"
 
-    def script(prompt: Prompt) -> Completion:
+    def script(prompt: Prompt) -> str | Completion | GuardrailError:
         sizes.append(journal.read_bytes().count(b"\n"))
         return by_keyword("bomb")(prompt)
 

@@ -93,7 +93,9 @@ NEEDS: dict[str, Callable[[], str]] = {
     "otel": lambda: _without("guardrail_vl.telemetry", "otel"),
     "redis": lambda: _without("guardrail_vl.cache.redis", "redis"),
     "ray": lambda: _without("ray", "ray") or _without("guardrail_vl.engines.embedded", "embedded"),
-    "server": lambda: _without("guardrail_vl.server", "server") or _without("guardrail_vl.engines.embedded", "embedded"),
+    "server": lambda: (
+        _without("guardrail_vl.server", "server") or _without("guardrail_vl.engines.embedded", "embedded")
+    ),
     "train": lambda: _without_evaluation() or _without("trl", "train") or _without("peft", "train"),
     "vllm": _without_vllm,
     "openai>=2": _without_new_openai,
@@ -268,23 +270,23 @@ def start_and_stop(command: str, page: Page) -> str:
     process = subprocess.Popen(
         [sys.executable, "-m", "guardrail_vl", *words, "--port", "0"],
         cwd=page.folder,
-        env={**os.environ, "PYTHONPATH": IMPORTED_FROM},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": IMPORTED_FROM, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
     )
     said = ""
-    assert process.stderr is not None
+    assert process.stdout is not None
     try:
-        for line in process.stderr:
+        for line in process.stdout:
             said += line
-            if "istening on http" in line:
+            if re.search(r"(Listening on|Review at) http", line):
                 return said
         raise AssertionError(f"{command} ended before it listened: {said}")
     finally:
         process.kill()
         process.wait()
-        process.stderr.close()
+        process.stdout.close()
 
 
 @pytest.mark.parametrize("fence", SHELL, ids=lambda fence: fence.place)

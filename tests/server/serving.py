@@ -37,10 +37,10 @@ def make_guard(**settings: Any) -> Guard:
 
 
 @contextmanager
-def serving(guard: Guard | Callable[[], Guard] | None = None, *, hooks: Any = (), **settings: Any) -> Iterator[str]:
+def serving(guard: Guard | Callable[[], Guard] | None = None, *, audit: Any = None, **settings: Any) -> Iterator[str]:
     """The server's URL."""
     settings.setdefault("canaries", False)
-    app = create_app(guard or make_guard(), Settings(**settings), hooks=hooks)
+    app = create_app(guard or make_guard(), Settings(**settings), audit=audit)
     with running(app) as url:
         yield url
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -23,7 +24,7 @@ from guardrail_vl.errors import ConfigurationError, EngineUnavailableError
 from guardrail_vl.prompt_format.base import Completion
 from guardrail_vl.server import ApiKey, Settings, create_app, read_keys, run
 from guardrail_vl.testing import ScriptedEngine
-from tests.server.serving import make_guard, script, serving
+from tests.server.serving import BAD, make_guard, script, serving
 
 
 def wait_for(ask: Any, what: Any, seconds: float = 30.0) -> Any:
@@ -221,3 +222,22 @@ def test_keys_are_kept_as_hashes(tmp_path: Path) -> None:
     assert "sixteen" not in repr(read_keys(path))
     with pytest.raises(ConfigurationError):
         Settings(keys=(ApiKey.of("a", "sixteen-characters-x", policy="gone"),))
+
+
+def test_every_decision_is_recorded_under_its_keys_name_and_without_content(tmp_path: Path) -> None:
+    pytest.importorskip("sqlalchemy")
+    from guardrail_vl.audit import AuditLog
+
+    path = tmp_path / "audit.jsonl"
+    key = ApiKey.of("shop", "sixteen-characters-x")
+    with serving(keys=(key,), audit=AuditLog(path)) as url:
+        for prompt in ("a private question", BAD):
+            asked = {"prompt": prompt}
+            assert (
+                httpx.post(f"{url}/v1/guard", json=asked, headers={"x-api-key": "sixteen-characters-x"}).status_code
+                == 200
+            )
+    text = path.read_text()
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert [(row["app"], row["action"]) for row in rows] == [("shop", "allow"), ("shop", "block")]
+    assert "private" not in text

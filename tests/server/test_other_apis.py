@@ -109,7 +109,8 @@ def upstream() -> Iterator[str]:
 
     @app.get("/seen")
     async def seen() -> list[Any]:
-        out, app.state.seen = app.state.seen, []
+        out: list[Any] = app.state.seen
+        app.state.seen = []
         return out
 
     with running(app) as url:

@@ -1,6 +1,7 @@
 """A store of three files of JSON lines: records, contents, corrections. For one machine and some 100,000 records.
 
-Every write is one append under a lock that other processes respect; reading reads all of it.
+Every write is one append under a lock that other processes respect. Records that were read are remembered; contents
+are not.
 """
 
 from __future__ import annotations
@@ -9,24 +10,26 @@ import base64
 import contextlib
 import json
 import os
+import re
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
 from guardrail_vl.audit._store import Store
 from guardrail_vl.audit.records import AuditRecord, Correction, Purged, Query
-from guardrail_vl.errors import AuditError
+from guardrail_vl.errors import AuditError, ContentError
 
 if sys.platform == "win32":
     import msvcrt
 else:
     import fcntl
 
+_ID: Final = re.compile(r'\{"id":"([^"\\]*)"')
 _OWN: Final = 0o600
 """Only for whoever wrote it. Permissions that somebody changed stay."""
 
@@ -49,6 +52,7 @@ class LineStore(Store):
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
+        self._read = _Read()
         self._pid = os.getpid()
 
     # ---- writing --------------------------------------------------------------------------------------------------
@@ -66,13 +70,13 @@ class LineStore(Store):
         line = json.loads(replace(correction, note="").to_json())
         line["note"] = None if note is None else base64.b64encode(note).decode()
         with self._locked():
-            _append(self._labels, [json.dumps(line)])
+            _append(self._labels, [json.dumps(line, separators=(",", ":"))])
 
     def purge(self, before: datetime, *, content_only: bool) -> Purged:
         """See `Store.purge`."""
         records = 0
         with self._locked():
-            old = {record.id for record in self._all() if record.time < before}
+            old = {record.id for record in self._all().values() if record.time < before}
 
             def is_old(line: Mapping[str, Any]) -> bool:
                 return line["id"] in old or datetime.fromisoformat(line["time"]) < before
@@ -102,50 +106,44 @@ class LineStore(Store):
     def get(self, id: str) -> AuditRecord | None:
         """See `Store.get`."""
         with self._locked():
-            return next((record for record in self._all() if record.id == id), None)
+            return self._all().get(id)
 
     def apps(self) -> list[str]:
         """See `Store.apps`."""
         with self._locked():
-            return sorted({record.app for record in self._all()})
+            return sorted({record.app for record in self._all().values()})
 
     def contents(self, ids: Sequence[str]) -> dict[str, bytes]:
         """See `Store.contents`."""
-        wanted = set(ids)
         with self._locked():
-            return {line["id"]: _bytes(line["content"]) for line in _lines(self._contents) if line["id"] in wanted}
+            return {line["id"]: _bytes(line["content"]) for line in _lines(self._contents, set(ids))}
 
     def content_count(self) -> int:
         """See `Store.content_count`."""
         with self._locked():
-            return sum(1 for _ in _lines(self._contents))
+            return sum(1 for _ in _whole_lines(self._contents))
 
     def corrections(self, ids: Sequence[str]) -> dict[str, tuple[Correction, bytes | None]]:
         """See `Store.corrections`."""
-        wanted = set(ids)
         found = {}
         with self._locked():
-            for line in _lines(self._labels):
-                if line["id"] in wanted:
-                    note = line.pop("note")
-                    correction = Correction.from_json(json.dumps(line))
-                    found[correction.id] = correction, None if note is None else base64.b64decode(note)
+            for line in _lines(self._labels, set(ids)):
+                note = line.pop("note")
+                correction = Correction.from_json(json.dumps(line))
+                found[correction.id] = correction, None if note is None else base64.b64decode(note)
         return found
 
     def close(self) -> None:
         """See `Store.close`."""
 
-    def _all(self) -> Iterator[AuditRecord]:
-        seen = set()
-        for line in _lines(self._records):
-            if line["id"] not in seen:
-                seen.add(line["id"])
-                yield AuditRecord.from_json(json.dumps(line))
+    def _all(self) -> Mapping[str, AuditRecord]:
+        self._read = self._read.further(self._records)
+        return self._read.records
 
     def _meant(self, query: Query) -> list[AuditRecord]:
         with self._locked():
             reviewed = {line["id"] for line in _lines(self._labels)}
-            return [record for record in self._all() if query.takes(record, record.id in reviewed)]
+            return [record for record in self._all().values() if query.takes(record, record.id in reviewed)]
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -206,18 +204,59 @@ def _last_byte(file: int, end: int) -> bytes:
     return os.read(file, 1)
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines that can be read, without one that was cut off."""
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for text in file:
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue
-            if isinstance(line, dict) and {"id", "time"} <= line.keys():
-                yield line
+@dataclass(slots=True)
+class _Read:
+    """The records of a file as far as it was read."""
+
+    file: tuple[int, bytes] = (0, b"")
+    """Its number and how it begins: a purge makes another file."""
+    end: int = 0
+    records: dict[str, AuditRecord] = field(default_factory=dict)
+
+    def further(self, path: Path) -> _Read:
+        """With what was written since, or of the file that took its place."""
+        try:
+            stream = path.open("rb")
+        except FileNotFoundError:
+            return _Read()
+        with stream:
+            facts = os.fstat(stream.fileno())
+            file = facts.st_ino, stream.read(256)
+            # A file grows at its end; one that had less than 256 bytes grows there.
+            same = self.file[0] == file[0] and file[1].startswith(self.file[1]) and facts.st_size >= self.end
+            read = _Read(file, self.end, self.records) if same and self.end else _Read(file)
+            stream.seek(read.end)
+            for line in stream:
+                if not line.endswith(b"\n"):
+                    break  # cut off, or still being written
+                read.end += len(line)
+                with contextlib.suppress(ContentError):
+                    record = AuditRecord.from_json(line)
+                    read.records.setdefault(record.id, record)
+        return read
+
+
+def _whole_lines(path: Path) -> Iterator[str]:
+    if path.exists():
+        with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+            for text in file:
+                if text.endswith("}\n"):
+                    yield text
+
+
+def _lines(path: Path, ids: Set[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The lines that can be read, without one that was cut off; of these decisions only, or of all."""
+    for text in _whole_lines(path):
+        # We write the id first, so that a line with a picture isn't read for nothing.
+        named = _ID.match(text)
+        if named is not None and ids is not None and named[1] not in ids:
+            continue
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and {"id", "time"} <= line.keys() and (ids is None or line["id"] in ids):
+            yield line
 
 
 def _rewrite(path: Path, kept: Callable[[dict[str, Any]], dict[str, Any] | None]) -> int:
@@ -226,15 +265,19 @@ def _rewrite(path: Path, kept: Callable[[dict[str, Any]], dict[str, Any] | None]
         return 0
     path = Path(os.path.realpath(path))
     partial = path.with_name(f".{path.name}.partial")
-    lost = 0
+    lost = changed = 0
     with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _OWN), "w", encoding="utf-8") as out:
         for line in _lines(path):
             new = kept(line)
             lost += new is None
+            changed += new is not line
             if new is not None:
-                out.write(json.dumps(new, ensure_ascii=False) + "\n")
+                out.write(json.dumps(new, ensure_ascii=False, separators=(",", ":")) + "\n")
         out.flush()
         os.fsync(out.fileno())
-    shutil.copymode(path, partial)
-    os.replace(partial, path)
+    if changed:
+        shutil.copymode(path, partial)
+        os.replace(partial, path)
+    else:
+        partial.unlink()
     return lost

@@ -121,7 +121,7 @@ class Journal:
             self._clear()
 
     def _open(self) -> None:
-        if (done := self._done()) is not None:
+        if not self._restart and (done := self._done()) is not None:
             self.counts = Counter(done)
             self.finished = True
             self._clear()

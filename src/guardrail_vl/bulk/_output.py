@@ -94,7 +94,7 @@ def as_line(values: Mapping[str, Any]) -> bytes:
     try:
         text = json.dumps(values, ensure_ascii=False, allow_nan=False)
     except ValueError:  # a number that JSON has not
-        text = json.dumps({name: _finite(value) for name, value in values.items()}, ensure_ascii=False, default=str)
+        text = json.dumps({name: _finite(value) for name, value in values.items()}, ensure_ascii=False)
     # Half a surrogate pair is no UTF-8; its escape is the same text in JSON.
     return text.encode("utf-8", "backslashreplace") + b"\n"
 

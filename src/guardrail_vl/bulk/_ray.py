@@ -75,7 +75,7 @@ def _start(pool: RayPool) -> None:
     if pool.address is not None:
         try:
             ray.init(address=pool.address, **quiet)
-        except (ConnectionError, ValueError, OSError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise ConfigurationError("There is no Ray cluster at this address.") from error
         return
     # What goes wrong comes back as an error, or ends up in the logs of the session.

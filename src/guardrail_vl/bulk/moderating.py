@@ -5,10 +5,11 @@ What goes wrong with a row is in its row of the output; what goes wrong with the
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -35,7 +36,7 @@ class RayPool:
     """
 
     address: str | None = None
-    """Of a running cluster, such as `auto` or `ray://head:10001`. None: one is started on this machine."""
+    """Of a running cluster: `auto`, or such as `10.0.0.1:6379`. None: one is started on this machine."""
     workers: int = 2
     cpus_per_worker: float = 0.5
     """CPUs that Ray sets aside for each worker; a fraction leaves some for Ray's own tasks."""
@@ -124,8 +125,10 @@ def moderate(
     with Journal(output, run, overwrite=overwrite, restart=restart) as journal:
         kept = journal.counts.total()
         if not journal.finished:
-            for judged in _judged(guard, Job(rows, shape, batch), kept, limit, pool, progress):
-                journal.append(judged.lines, judged.counts)
+            # Closed whatever happens here: it may have started a cluster.
+            with contextlib.closing(_judged(guard, Job(rows, shape, batch), kept, limit, pool, progress)) as batches:
+                for judged in batches:
+                    journal.append(judged.lines, judged.counts)
             if not journal.counts:
                 raise ConfigurationError("The input holds no rows: nothing was judged.")
             if about_file(source) != run["the input"]:
@@ -157,7 +160,7 @@ def _judged(
     limit: int | None,
     pool: RayPool | None,
     progress: Callable[[Progress], object] | None,
-) -> Iterator[Judged]:
+) -> Generator[Judged, None, None]:
     """The rows that are left, in order, and the progress."""
     spans = job.source.spans(skip=kept, limit=limit, length=_LONGEST)
     total = kept + sum(span.rows for span in spans)

@@ -246,8 +246,7 @@ class RedisCache(VerdictCache):
         try:
             result = job.result(self.timeout)
         except Exception as error:
-            job.cancel()
-            self._failed(error)
+            self._failed(job, error)
             return None
         self._worked()
         return result
@@ -256,7 +255,7 @@ class RedisCache(VerdictCache):
         try:
             result = await asyncio.wait_for(asyncio.wrap_future(job), self.timeout)
         except Exception as error:
-            self._failed(error)
+            self._failed(job, error)
             return None
         self._worked()
         return result
@@ -282,7 +281,9 @@ class RedisCache(VerdictCache):
     def _pause(self) -> float:
         return self.cool_down * random.uniform(0.8, 1.2)  # so that many servers don't come back at once
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, job: Future[Any], error: Exception) -> None:
+        if job.cancel():
+            return  # never begun: too many at once, which says nothing of Redis
         # Whatever it was: a server that speaks nonsense raises all sorts of things, and no check may fail for it.
         # A command that is refused (no memory left, a replica) cost no time, and others may be taken.
         refused = isinstance(error, ResponseError) and not isinstance(error, AuthenticationError)

@@ -143,7 +143,7 @@ def _shown(wanted: bool) -> Iterator[Callable[[Progress], object] | None]:
     if not sys.stderr.isatty():
         yield _lines()
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     bar = Bar(
@@ -152,11 +152,14 @@ def _shown(wanted: bool) -> Iterator[Callable[[Progress], object] | None]:
     )  # fmt: skip
     begun = time.monotonic()
     with bar:
-        task = bar.add_task("", total=None)
+        task: TaskID | None = None
 
         def tick(told: Progress) -> None:
+            nonlocal task
+            if task is None:  # what was judged before is no part of the rate
+                task = bar.add_task("", total=told.total, completed=told.done)
             rate = (told.done - told.kept) / max(1e-9, time.monotonic() - begun)
-            bar.update(task, description=f"{rate:.1f} rows/s", completed=told.done, total=told.total)
+            bar.update(task, description=f"{rate:.1f} rows/s", completed=told.done)
 
         yield tick
 

@@ -25,7 +25,7 @@ from guardrail_vl.guard import Guard
 from guardrail_vl.policy import Policy
 
 _PROXY, _LIMITS, _AUDIT = "The proxy", "Limits", "Audit"
-_KEY, _UPSTREAM_KEY = "GUARDRAIL_VL_SERVER_KEY", "GUARDRAIL_VL_UPSTREAM_KEY"
+_KEY, _UPSTREAM_KEY, _CACHE_KEY = "GUARDRAIL_VL_SERVER_KEY", "GUARDRAIL_VL_UPSTREAM_KEY", "GUARDRAIL_VL_CACHE_KEY"
 
 
 @door
@@ -74,6 +74,27 @@ def serve(
     max_concurrency: Annotated[
         int | None, typer.Option(metavar="N", help="Engine calls at a time.", rich_help_panel=_LIMITS)
     ] = None,
+    audit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|URL",
+            help="Record every decision, without content: .jsonl or a database.",
+            rich_help_panel=_AUDIT,
+        ),
+    ] = None,
+    audit_content: Annotated[
+        bool, typer.Option("--audit-content", help="Keep the turns too: only with consent.", rich_help_panel=_AUDIT)
+    ] = False,
+    audit_retention: Annotated[
+        float | None, typer.Option(metavar="DAYS", help="Purge what is older.", rich_help_panel=_AUDIT)
+    ] = None,
+    cache: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help=f"Share verdicts on this Redis; the key that seals them: {_CACHE_KEY}."),
+    ] = None,
+    telemetry: Annotated[
+        bool, typer.Option("--telemetry", help="Spans and metrics by OpenTelemetry, as its environment says.")
+    ] = False,
     model: ModelOption = None,
     url: UrlOption = None,
     format: FormatOption = None,
@@ -103,11 +124,28 @@ def serve(
         canaries=canaries,
     )
 
+    more: dict[str, Any] = {"max_concurrency": max_concurrency} if max_concurrency is not None else {}
+    if cache is not None:
+        from guardrail_vl.cache.redis import RedisCache
+
+        more["cache"] = RedisCache(cache, key=os.environ.get(_CACHE_KEY, "").strip() or None)
+    if telemetry:
+        from guardrail_vl.telemetry import OpenTelemetry
+
+        more["observer"] = OpenTelemetry()
+    log = None
+    if audit is not None:
+        from guardrail_vl.audit import AuditLog
+
+        log = AuditLog(audit, content=audit_content, retention=audit_retention)
+    elif audit_content or audit_retention is not None:
+        raise ConfigurationError("There is no audit log to keep anything in.", hint="Give it --audit FILE.")
+
     def make() -> Guard:
         guard = make_guard(options)
-        return guard if max_concurrency is None else guard.replace(max_concurrency=max_concurrency)
+        return guard.replace(**more) if more else guard
 
-    app = server.create_app(make, settings)
+    app = server.create_app(make, settings, audit=log)
     server.run(app, host=host, port=port, tls_certificate=tls_certificate, tls_key=tls_key, drain=drain)
     return PASSED
 

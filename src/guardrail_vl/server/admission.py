@@ -66,7 +66,8 @@ class Door:
             if not free:
                 key = self._admit(Headers(scope=scope))
             scope.setdefault("state", {})["key"] = key
-            await self._app(scope, receive, noting)
+            with self._service.naming(key):
+                await self._app(scope, receive, noting)
         except Refused as error:
             if not status:  # else it is too late for one: the connection ends, and the reply is seen not to be whole
                 await error_answer(error)(scope, receive, noting)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.resources import files
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from guardrail_vl.errors import MissingDependencyError
 
@@ -26,6 +26,9 @@ from guardrail_vl.server.proxy import ProxyApi
 from guardrail_vl.server.service import Service
 from guardrail_vl.server.settings import Settings
 
+if TYPE_CHECKING:
+    from guardrail_vl.audit import AuditLog
+
 _PAGE: Final = {"": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
 _PAGE_HEADERS: Final = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
@@ -37,17 +40,17 @@ _PAGE_HEADERS: Final = {
 
 
 def create_app(
-    guard: Guard | Callable[[], Guard], settings: Settings | None = None, *, hooks: Sequence[Any] = ()
+    guard: Guard | Callable[[], Guard], settings: Settings | None = None, *, audit: AuditLog | None = None
 ) -> FastAPI:
     """The server as an ASGI app.
 
     Args:
         guard: The guard, or what makes it: called in a thread once the server is up, and not ready until then.
         settings: None: the defaults.
-        hooks: Called with every (turn, decision), last; for an audit log.
+        audit: Where every decision is recorded, with the name of the key that asked. It is closed at the end.
     """
     settings = settings or Settings()
-    service = Service(guard, settings, tuple(hooks))
+    service = Service(guard, settings, audit)
     rates = Rates(service)
     proxy = None if settings.upstream is None else ProxyApi(service, rates)
 

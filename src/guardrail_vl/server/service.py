@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from guardrail_vl.errors import ConfigurationError, GuardrailError
 from guardrail_vl.guard import Guard
@@ -15,6 +15,9 @@ from guardrail_vl.server.answers import Refused
 from guardrail_vl.server.canaries import failed
 from guardrail_vl.server.metrics import Metrics
 from guardrail_vl.server.settings import DEFAULT_POLICY, ApiKey, Settings
+
+if TYPE_CHECKING:
+    from guardrail_vl.audit import AuditLog
 
 LOG = logging.getLogger("guardrail_vl.server")
 
@@ -25,10 +28,10 @@ class Service:
     Args:
         guard: The guard, or what makes it: then the server answers 503 until it is made.
         settings: The server's.
-        hooks: Called with every decision besides, last: `Guard(pre_prompt=…, post_response=…)`.
+        audit: Where every decision is recorded. None: nowhere.
     """
 
-    def __init__(self, guard: Guard | Callable[[], Guard], settings: Settings, hooks: tuple[Any, ...] = ()) -> None:
+    def __init__(self, guard: Guard | Callable[[], Guard], settings: Settings, audit: AuditLog | None = None) -> None:
         self.settings = settings
         self.metrics = Metrics()
         self.keys = {key.sha256: key for key in settings.keys}
@@ -36,7 +39,9 @@ class Service:
         self.failure: BaseException | None = None
         """Why there will never be a guard."""
         self._make = guard
-        self._hooks = (*hooks, self.metrics.count)
+        self._audit = audit
+        # Last: they see what every other hook left of a decision.
+        self._hooks: tuple[Any, ...] = (self.metrics.count, *(() if audit is None else (audit,)))
         self._guards: dict[tuple[str, str | None], Guard] = {}
         self._wrong: tuple[str, ...] = ("the guard is being loaded",)
         self._untrusted = True
@@ -58,6 +63,8 @@ class Service:
                 await self._task
         if (DEFAULT_POLICY, None) in self._guards:
             await self._guards[DEFAULT_POLICY, None].aclose()
+        if self._audit is not None:
+            await asyncio.to_thread(self._audit.close)
 
     async def _live(self) -> None:
         if not self._guards:
@@ -107,6 +114,14 @@ class Service:
         self._untrusted = self.settings.canaries
 
     # ---- for the endpoints ------------------------------------------------------------------------------------------
+
+    def naming(self, key: ApiKey | None) -> contextlib.AbstractContextManager[None]:
+        """While it lasts, decisions are recorded under this key's name."""
+        if self._audit is None:
+            return contextlib.nullcontext()
+        from guardrail_vl.audit import app_name
+
+        return app_name("" if key is None else key.name)
 
     @property
     def wrong(self) -> tuple[str, ...]:
