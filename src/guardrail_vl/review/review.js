@@ -270,13 +270,28 @@ function toggle() {
 
 // ---- events ----------------------------------------------------------------------------------------------------
 
+let busy = false;
+let refilter = false;
+
+/** Do something, and tell what went wrong. One thing at a time: a second Enter must not label the next turn. */
 async function attempt(what) {
+  if (busy) return;
+  busy = true;
   try {
     say("");
     await what();
   } catch (error) {
     say(error.message);
+  } finally {
+    busy = false;
+    if (refilter) filter();
   }
+}
+
+/** List what the filters say; they may be changed while something else goes on. */
+function filter() {
+  refilter = busy;
+  if (!busy) attempt(first);
 }
 
 const KEYS = {
@@ -312,7 +327,7 @@ document.addEventListener("keydown", (event) => {
   attempt(what);
 });
 
-$("filters").addEventListener("change", () => attempt(first));
+$("filters").addEventListener("change", filter);
 $("filters").addEventListener("submit", (event) => event.preventDefault());
 $("older").addEventListener("click", () => attempt(older));
 $("newer").addEventListener("click", () => attempt(newer));
