@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import io
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -314,6 +315,25 @@ def test_example_moderate(capsys: pytest.CaptureFixture[str]) -> None:
         "4 rows, 2 of them before: 2 allowed, 2 blocked",
         "blocked by topic: {'other': 2}",
     ]
+
+
+def test_example_server(tmp_path: Path) -> None:
+    for module in ("guardrail_vl.engines.embedded", "guardrail_vl.server", "sqlalchemy"):
+        pytest.importorskip(module)
+    from tests.server.serving import running
+
+    picture = ImagePart.load(EXAMPLES / "door.png").data_url
+    with running(load("server").make_app(tmp_path / "decisions.jsonl")) as url, httpx.Client(base_url=url) as client:
+        while client.get("/readyz").status_code != 200:
+            time.sleep(0.1)
+        asked = {"prompt": "What is in this picture?", "images": [picture]}
+        actions = [
+            client.post("/v1/guard", json=asked, headers={"x-api-key": f"the-key-of-the-{app}"}).json()["action"]
+            for app in ("shop", "school")
+        ]
+        assert client.post("/v1/guard", json=asked).status_code == 401
+    assert actions == ["annotate", "block"]
+    assert len((tmp_path / "decisions.jsonl").read_text(encoding="utf-8").splitlines()) == 2
 
 
 def test_example_evaluate(capsys: pytest.CaptureFixture[str]) -> None:
