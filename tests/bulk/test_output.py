@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from guardrail_vl.bulk._output import COLUMNS, Shape, as_line, convert
@@ -34,6 +34,7 @@ def test_a_number_that_json_has_not_is_null(number: float) -> None:
     assert as_line({"a": number, "b": [1, {"c": number}]}) == b'{"a": null, "b": [1, {"c": null}]}\n'
 
 
+@example(kept="\r")
 @given(kept=st.none() | st.text())
 @pytest.mark.parametrize("form", [".csv", ".parquet"])
 def test_a_kept_text_survives_the_format(form: str, kept: str | None, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -67,7 +67,7 @@ def test_workers_on_ray_give_the_same_rows_in_the_same_order(tmp_path: Path) -> 
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    lines = [line for line in done.stdout.splitlines() if "(raylet)" not in line]  # which it may say when we stop it
     assert lines[0].startswith("64 workers need 6336 CPUs")
     assert lines[-2:] == ["stopped", "True 200 100 50 50 True"]
     here = tmp_path / "here.parquet"

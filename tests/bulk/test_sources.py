@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guardrail_vl.bulk._sources import Record, Source, Span, open_source
-from guardrail_vl.bulk.rows import MAX_ROW
 from guardrail_vl.turn import Turn
 from tests.bulk.files import write
 
@@ -70,14 +69,14 @@ def test_any_bytes_as_csv_are_rows_or_errors_and_never_depend_on_the_cut(
 
 
 def test_csv_takes_a_field_as_large_as_a_picture(tmp_path: Path) -> None:
-    large = "x" * 300_000
+    large, limit = "x" * 300_000, csv.field_size_limit()
     text = io.StringIO()
     csv.writer(text).writerow([large])
     (tmp_path / "in.csv").write_text("prompt\n" + text.getvalue())
     source = open_source(tmp_path / "in.csv", ["prompt"])
     (record,) = everything(source, source.spans(skip=0, limit=None, length=9))
     assert record.kept["prompt"] == large
-    assert csv.field_size_limit() >= min(MAX_ROW, 2**31 - 1)
+    assert csv.field_size_limit() == limit  # the process's: other readers of CSV have it too
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:

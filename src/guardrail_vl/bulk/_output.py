@@ -130,8 +130,12 @@ def convert(journal: Path, path: Path, shape: Shape, source: Source, form: str) 
 def _write_csv(path: Path, rows: Iterator[dict[str, Any]], columns: Sequence[str]) -> None:
     with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
+        # By itself it leaves a lone CR unquoted, which readers take for the end of a row.
+        quoting = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
         writer.writerow(columns)
-        writer.writerows([_cell(row[name]) for name in columns] for row in rows)
+        for row in rows:
+            cells = [_cell(row[name]) for name in columns]
+            (quoting if any("\r" in cell for cell in cells) else writer).writerow(cells)
         file.flush()
         os.fsync(file.fileno())
 

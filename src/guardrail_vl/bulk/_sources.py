@@ -172,8 +172,6 @@ class Csv(Source):
 
     def __init__(self, path: Path, keep: Sequence[str]) -> None:
         super().__init__(path, keep)
-        # One limit for the process, below what a data: URL takes.
-        csv.field_size_limit(max(csv.field_size_limit(), min(MAX_ROW, sys.maxsize)))
         with path.open("rb") as stream:
             lines = _Lines(stream, 0)
             header = next(_cells(lines), None)
@@ -243,15 +241,19 @@ class _Lines:
 def _cells(lines: _Lines) -> Iterator[list[str] | None]:
     """The fields of each row; None: it is no CSV. Blank lines are no rows."""
     rows = csv.reader(lines, strict=True)
+    cells: list[str] | None
     while True:
+        # The process has one limit, below what a data: URL takes: others' is put back after each row.
+        theirs = csv.field_size_limit(min(MAX_ROW, sys.maxsize))
         try:
             cells = next(rows)
         except StopIteration:
             return
         except csv.Error:  # names no content, nor do we
-            yield None
-            continue
-        if cells:
+            cells = None
+        finally:
+            csv.field_size_limit(theirs)
+        if cells != []:
             yield cells
 
 

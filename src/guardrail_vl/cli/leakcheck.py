@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from guardrail_vl import leakcheck as suite
 
 CLIENTS = (
-    "openai", "openai-async", "openai-refuse", "openai-beside", "openai-full",
+    "openai", "openai-async", "openai-refuse", "openai-beside", "openai-full", "proxy", "proxy-async",
     "langchain", "langchain-async", "langchain-events", "langchain-v3", "langchain-v3-async",
     "langchain-agent", "langchain-agent-async", "langchain-agent-events", "langchain-agent-v3",
     "langchain-agent-v3-async",
