@@ -1,4 +1,4 @@
-"""Which network addresses belong to the public internet. Knows no HTTP; looks names up, connects to nothing."""
+"""Which network addresses are public, and which this machine's own. Knows no HTTP; looks names up, connects to nothing."""
 
 from __future__ import annotations
 
@@ -38,6 +38,14 @@ def is_public(address: str) -> bool:
         if ip not in _PUBLIC_V6 or ip.scope_id is not None or isatap:
             return False
     return ip.is_global and not ip.is_multicast and not any(ip in net for net in _NOT_PUBLIC)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine's own: nobody else reaches what listens there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def resolve(host: str, port: int) -> Sequence[str]:

@@ -12,10 +12,10 @@ import pytest
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
+from guardrail_vl._address import is_loopback
 from guardrail_vl.audit import Archive
 from guardrail_vl.errors import ConfigurationError
 from guardrail_vl.review import create_app, serve
-from guardrail_vl.review.serving import is_loopback
 from tests.review.pages import ASKED, fill, served
 
 OURS = {"X-Guardrail-Review": "1"}

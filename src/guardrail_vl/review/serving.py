@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 from collections.abc import Callable
 
+from guardrail_vl._address import is_loopback
 from guardrail_vl.audit import Archive
 from guardrail_vl.errors import ConfigurationError, MissingDependencyError
 from guardrail_vl.review._door import LOOPBACK
@@ -54,11 +54,3 @@ def serve(
         # No access log: it would tell which decisions somebody looks at.
         config = uvicorn.Config(app, log_level="warning", access_log=False, ws="none", server_header=False)
         uvicorn.Server(config).run(sockets=[listening])
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
@@ -14,9 +13,12 @@ from limits.aio.strategies import MovingWindowRateLimiter
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
+from guardrail_vl._address import is_loopback
+from guardrail_vl.errors import ContentError
 from guardrail_vl.server.answers import Refused, error_answer
 from guardrail_vl.server.service import LOG, Service
 from guardrail_vl.server.settings import ApiKey, digest
+from guardrail_vl.wire import jsons
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -25,7 +27,6 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 # Neither content nor names of apps: a balancer and a browser have no key.
 OPEN: Final = frozenset(("/", "/healthz", "/readyz", "/openapi.json"))
 OPEN_FOLDER: Final = "/playground/"
-_LOOPBACK: Final = frozenset(("localhost",))
 
 
 class Door:
@@ -119,16 +120,6 @@ def _host(header: str) -> str:
         return ""
 
 
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine's own."""
-    if host in _LOOPBACK:
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
 class Rates:
     """How often each key may ask: a moving window, kept in this process."""
 
@@ -166,3 +157,15 @@ async def body_of(request: Request, limit: int) -> bytes:
         if len(body) > limit:
             raise too_long
     return bytes(body)
+
+
+async def json_of(request: Request, limit: int) -> dict[str, Any]:
+    """The request's body as a JSON object.
+
+    Raises:
+        Refused: It is longer than the limit, or no JSON object.
+    """
+    try:
+        return jsons.loads(await body_of(request, limit))
+    except ContentError as error:
+        raise Refused(400, error.message, "invalid_json") from None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Mapping
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -13,7 +12,7 @@ from starlette.responses import Response
 from guardrail_vl.errors import ContentError
 from guardrail_vl.guard import Guard
 from guardrail_vl.parts import ImagePart, Message, Part, TextPart, blank_picture
-from guardrail_vl.server.admission import Rates, body_of
+from guardrail_vl.server.admission import Rates, json_of
 from guardrail_vl.server.answers import Refused, answer, down, refused
 from guardrail_vl.server.service import Service
 from guardrail_vl.turn import ImageLoader, Turn
@@ -28,12 +27,6 @@ class _Api:
     def __init__(self, service: Service, rates: Rates) -> None:
         self._service, self._rates = service, rates
 
-    async def _asked(self, request: Request) -> dict[str, Any]:
-        try:
-            return jsons.loads(await body_of(request, self._service.settings.max_body))
-        except ContentError as error:
-            raise Refused(400, error.message, "invalid_json") from None
-
     def _checked(self, decision: Decision) -> Decision:
         """The decision, where it is one that a caller who knows no errors may see."""
         error = down(decision) or (decision.error if decision.blocked else None)
@@ -47,7 +40,7 @@ class ModerationsApi(_Api):
 
     async def __call__(self, request: Request) -> Response:
         """Judge each input."""
-        asked = await self._asked(request)
+        asked = await json_of(request, self._service.settings.max_body)
         key = request.scope["state"]["key"]
         guard = self._service.pick(key, None, None)
         try:
@@ -73,7 +66,7 @@ class LiteLLMApi(_Api):
 
     async def __call__(self, request: Request) -> Response:
         """Judge them together."""
-        asked = await self._asked(request)
+        asked = await json_of(request, self._service.settings.max_body)
         key = request.scope["state"]["key"]
         own = asked.get("additional_provider_specific_params") or {}
         policy = own.get("policy") if isinstance(own, Mapping) else None

@@ -11,14 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from guardrail_vl.errors import ContentError, GuardrailError
+from guardrail_vl.errors import GuardrailError
 from guardrail_vl.guard import Guard
-from guardrail_vl.server.admission import Rates, body_of
+from guardrail_vl.server.admission import Rates, json_of
 from guardrail_vl.server.answers import Refused, answer, down, error_answer, error_value, refused
 from guardrail_vl.server.service import Service
 from guardrail_vl.turn import ImageLoader, ImagePart, Turn
 from guardrail_vl.verdict import Decision
-from guardrail_vl.wire import jsons
 
 
 class _Shape(BaseModel):
@@ -72,16 +71,14 @@ def content_of(given: TurnIn) -> Any:
     return make
 
 
-def read(raw: bytes) -> GuardRequest:
+def read(value: dict[str, Any]) -> GuardRequest:
     """The request.
 
     Raises:
         Refused: It is not one. The message names fields, and none of their content.
     """
     try:
-        return GuardRequest.model_validate(jsons.loads(raw))
-    except ContentError as error:
-        raise Refused(400, error.message, "invalid_json") from None
+        return GuardRequest.model_validate(value)
     except ValidationError as error:
         # The name of a field that we don't know is the caller's own text.
         known = {*GuardRequest.model_fields, "inputs"}
@@ -105,7 +102,7 @@ class GuardApi:
     async def __call__(self, request: Request) -> Response:
         """Judge."""
         settings = self._service.settings
-        asked = read(await body_of(request, settings.max_body))
+        asked = read(await json_of(request, settings.max_body))
         key = request.scope["state"]["key"]
         guard = self._service.pick(key, asked.policy, asked.speed)
         if asked.inputs is None:

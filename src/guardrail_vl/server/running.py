@@ -11,8 +11,8 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from guardrail_vl._address import is_loopback
 from guardrail_vl.errors import ConfigurationError
-from guardrail_vl.server.admission import is_loopback
 from guardrail_vl.server.service import LOG, Service
 
 
@@ -43,7 +43,7 @@ def run(
             or the guard could not be made.
     """
     service: Service = app.state.service
-    if not service.keys and not is_loopback(host):
+    if not service.keys and not is_loopback(host.strip("[]")):
         raise ConfigurationError(
             "Without keys the server binds to the loopback interface only.",
             hint="Give it keys (--keys FILE), or --host 127.0.0.1.",
