@@ -1,4 +1,4 @@
-"""Which network addresses are public, and which this machine's own. Knows no HTTP; looks names up, connects to nothing."""
+"""Which network addresses are public, and which this machine's own. Knows no HTTP; looks up names, connects nowhere."""
 
 from __future__ import annotations
 
