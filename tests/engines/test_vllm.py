@@ -4,6 +4,7 @@ import asyncio
 import multiprocessing
 import os
 import pickle
+import subprocess
 import sys
 import threading
 import time
@@ -46,6 +47,7 @@ needs_vllm = pytest.mark.skipif(not USABLE, reason=WHY)
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
 OPTIONS: dict[str, Any] = {
+    "dtype": "float32",  # what is compared must not depend on the CPU
     "distributed_executor_backend": "uni",
     "enforce_eager": True,
     "max_num_seqs": 16,
@@ -266,6 +268,28 @@ def test_close_and_use_again_and_a_pickle_of_the_configuration(engine: VLLMEngin
     assert_same(one(copy, reason("kill")), before)
     copy.close()
     assert_same(one(engine, reason("kill")), before)
+
+
+OWN_DTYPE = """
+import sys
+from guardrail_vl.engines.vllm import VLLMEngine
+from tests.engines.asking import one, reason
+from tests.engines.test_vllm import OPTIONS
+
+engine = VLLMEngine(sys.argv[1], **{name: value for name, value in OPTIONS.items() if name != "dtype"})
+print(one(engine, reason("kill")).text)
+engine.close()
+"""
+
+
+@needs_vllm
+@pytest.mark.timeout(300)
+def test_the_dtype_that_it_chooses_itself_works(folder: Path) -> None:
+    # In a process of its own: where a CPU's matrix units were used unasked, the process died.
+    command = [sys.executable, "-c", OWN_DTYPE, str(folder)]
+    run = subprocess.run(command, check=False, capture_output=True, text=True, timeout=280)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert "harmful" in run.stdout
 
 
 @needs_vllm

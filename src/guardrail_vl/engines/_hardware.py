@@ -18,3 +18,14 @@ def cpu_has_bfloat16() -> bool:
     except OSError:
         return False
     return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def ask_for_amx() -> None:
+    """Ask Linux for this process's use of a CPU's matrix units (AMX), where it has them. Needs torch.
+
+    vLLM computes on them without asking, and the process then dies of an illegal instruction unless something else in
+    it, such as a large enough product of matrices, happened to ask before.
+    """
+    import torch
+
+    getattr(torch.cpu, "_init_amx", bool)()

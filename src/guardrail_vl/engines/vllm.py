@@ -21,7 +21,7 @@ from guardrail_vl.engines._batching import Job, Worker, agather, closed, gather
 from guardrail_vl.engines._chat import Chat
 from guardrail_vl.engines._checkpoint import TrainedFormat, model_name, read_guard_json
 from guardrail_vl.engines._decode import Transcript, piece
-from guardrail_vl.engines._hardware import cpu_has_bfloat16
+from guardrail_vl.engines._hardware import ask_for_amx, cpu_has_bfloat16
 from guardrail_vl.engines.base import Deadline, Engine, Outcome, late
 from guardrail_vl.errors import (
     ConfigurationError,
@@ -256,9 +256,11 @@ def _load(settings: _Settings, name: str) -> _Loaded:
         sees = hasattr(config, "vision_config")
         if sees:
             options.setdefault("limit_mm_per_prompt", {"image": MAX_IMAGES, "video": 0})
-        if current_platform.device_type == "cpu" and not cpu_has_bfloat16():
-            # vLLM's `auto` would take bfloat16, which this CPU emulates.
-            options.setdefault("dtype", "float32")
+        if current_platform.device_type == "cpu":
+            if not cpu_has_bfloat16():
+                # vLLM's `auto` would take bfloat16, which this CPU emulates.
+                options.setdefault("dtype", "float32")
+            ask_for_amx()
         llm = LLM(settings.model, revision=settings.revision, **options)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise ConfigurationError(f"vLLM can't run the checkpoint {name}: {error}") from error
