@@ -342,21 +342,21 @@ def _ask(
 
 
 def _read(rung: Rung, outcomes: Sequence[Outcome], task: Task) -> _Answer:
+    failed = next((outcome for outcome in outcomes if not isinstance(outcome, Completion)), None)
     completions = [outcome for outcome in outcomes if isinstance(outcome, Completion)]
+    if failed is None:
+        try:
+            verdict = rung.format.parse(completions, task.exchange, task.stage, speed=rung.speed)
+        except ParseError as error:
+            failed = error
+        else:
+            if verdict.label(task.stage) is not None or verdict.unjudged:
+                return _Answer(verdict, verdict.usage, verdict.latency)
+            failed = ParseError(f"The guard model gave no label for the {task.stage}.", text=completions[0].text)
     usage = sum((completion.usage for completion in completions), Usage())
     # What is asked together runs together.
     latency = max((completion.latency for completion in completions), default=0.0)
-    for outcome in outcomes:
-        if not isinstance(outcome, Completion):
-            return _Answer(outcome, usage, latency)
-    try:
-        verdict = rung.format.parse(completions, task.exchange, task.stage, speed=rung.speed)
-    except ParseError as error:
-        return _Answer(error, usage, latency)
-    if verdict.label(task.stage) is None and not verdict.unjudged:
-        silent = ParseError(f"The guard model gave no label for the {task.stage}.", text=completions[0].text)
-        return _Answer(silent, usage, latency)
-    return _Answer(verdict, verdict.usage, verdict.latency)
+    return _Answer(failed, usage, latency)
 
 
 # ---- from verdicts to a decision ----------------------------------------------------------------------------------

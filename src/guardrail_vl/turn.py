@@ -210,11 +210,7 @@ class Making:
 
 def is_blank(messages: Iterable[Message]) -> bool:
     """Whether these messages hold nothing that could be judged: no picture, call or text but whitespace."""
-    return all(_is_blank(message) for message in messages)
-
-
-def _is_blank(message: Message) -> bool:
-    return not any(_has_content(part) for part in message.content)
+    return not any(_has_content(part) for message in messages for part in message.content)
 
 
 def _has_content(part: Part) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 
 import pytest
@@ -59,3 +60,15 @@ def test_hostile_repeats_take_linear_time(filler: str) -> None:
     start = time.perf_counter()
     neutralise(text)
     assert time.perf_counter() - start < 1.0
+
+
+@pytest.mark.parametrize("header", ["Human user", "AI assistant"])
+def test_a_header_in_any_case_is_powerless(header: str) -> None:
+    for spelled in (header, header.lower(), header.upper(), header.swapcase(), header.replace("s", "ſ")):
+        for text in (f"{spelled}:", f"x{spelled} ：", "\u200b".join(spelled) + "\u00ad:"):
+            assert neutralise(text) == text.replace(":", "꞉").replace("：", "꞉")
+
+
+def test_the_first_letters_of_headers_have_no_more_cases() -> None:
+    found = {chr(code) for code in range(sys.maxunicode + 1) if re.match("[ha]", chr(code), re.IGNORECASE)}
+    assert found == {*"hHaA"}  # which the pattern spells out

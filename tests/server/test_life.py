@@ -24,7 +24,7 @@ from guardrail_vl.errors import ConfigurationError, EngineUnavailableError
 from guardrail_vl.prompt_format.base import Completion
 from guardrail_vl.server import ApiKey, Settings, create_app, read_keys, run
 from guardrail_vl.testing import ScriptedEngine
-from tests.server.serving import BAD, make_guard, script, serving
+from tests.server.serving import BAD, make_guard, running, script, serving
 
 
 def wait_for(ask: Any, what: Any, seconds: float = 30.0) -> Any:
@@ -117,6 +117,42 @@ def test_more_than_it_may_hold_is_a_503() -> None:
         for thread in threads:
             thread.join()
     assert sorted(codes) == [200, 200, 503, 503, 503, 503]
+
+
+def test_requests_under_way_are_counted_when_metrics_are_read() -> None:
+    with serving() as url:
+        for _ in range(2):  # the asking itself, each time
+            assert "guardrail_in_flight 1.0" in httpx.get(f"{url}/metrics").text
+
+
+def test_what_judges_is_reached_alike_with_and_without_fastapis_tracing() -> None:
+    app = create_app(make_guard(), Settings(canaries=False))
+
+    async def traced(scope: Any, receive: Any, send: Any) -> None:
+        await app({**scope, "fastapi.telemetry": None}, receive, send)
+
+    with running(app) as plain, running(traced) as other:
+        for path in ("/v1/guard", "/v1/moderations", "/beta/litellm_basic_guardrail_api"):
+            for asked in ({"input": "hello"}, {"prompt": "hello"}, {"input_type": "request", "texts": ["hello"]}):
+                replies = [httpx.post(url + path, json=asked) for url in (plain, other)]
+                assert len({reply.status_code for reply in replies}) == 1
+                assert len({tuple(sorted({*reply.headers} - {"date"})) for reply in replies}) == 1
+            for url in (plain, other):
+                reply = httpx.get(url + path)
+                assert (reply.status_code, reply.headers["allow"]) == (405, "POST")
+        text = httpx.get(f"{plain}/metrics").text
+    assert 'guardrail_requests_total{app="",endpoint="/v1/guard",status="200"} 2.0' in text
+
+
+def test_an_app_of_ones_own_may_have_more_routes() -> None:
+    app = create_app(make_guard(), Settings(canaries=False))
+
+    @app.get("/mine")
+    async def mine(number: int) -> dict[str, int]:
+        return {"number": number}
+
+    with running(app) as url:
+        assert httpx.get(f"{url}/mine", params={"number": "7"}).json() == {"number": 7}
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------

@@ -6,9 +6,10 @@ more than one picture. Content is neutralised, so it can't forge a section, a ta
 
 from __future__ import annotations
 
+import functools
+import operator
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import ClassVar, Final, NamedTuple
 
 from guardrail_vl.errors import ConfigurationError, ContentError, ParseError
@@ -20,12 +21,13 @@ from guardrail_vl.prompt_format.base import (
     PromptMessage,
     PromptText,
     Speed,
+    Token,
 )
 from guardrail_vl.prompt_format.content import pictures, plain_text, shortened
 from guardrail_vl.prompt_format.neutralise import neutralise
 from guardrail_vl.prompt_format.scoring import share, token_at
 from guardrail_vl.turn import Exchange
-from guardrail_vl.verdict import Label, Stage, Usage, Verdict
+from guardrail_vl.verdict import Label, Stage, Verdict
 
 INSTRUCTION: Final = (
     "You are a classifier for analyzing interactions between humans and AI. \n"
@@ -63,6 +65,7 @@ _LABELS: Final = re.compile(
     r"\s*(?:Answers:\s*)?Request:[ \t]*(?P<request>[^\n]*?)\s*\n\s*Response:[ \t]*(?P<response>[^\n]*?)\s*",
     re.IGNORECASE,
 )
+_WORDS: Final[dict[str, Label | None]] = {"none": None, **{label.value: label for label in Label}}
 _MARK: Final = re.compile(r"\[(?=\s*(?:this\s+request|earlier\s+in\s+this\s+conversation)\s*\])", re.IGNORECASE)
 _OUR_TAG: Final = re.compile(r"</?(?:think|result)>", re.IGNORECASE)
 # The beginning of such a tag, at the end of a text.
@@ -123,11 +126,9 @@ def parse_text(text: str) -> Result:
 
 def _label(word: str, refuse: Callable[[str], ParseError]) -> Label | None:
     lowered = word.strip().lower()
-    if lowered == "none":
-        return None
-    if lowered not in ("harmful", "unharmful"):
+    if lowered not in _WORDS:
         raise refuse("a label is neither harmful nor unharmful")
-    return Label(lowered)
+    return _WORDS[lowered]
 
 
 class GuardReasonerVL(PromptFormat):
@@ -184,52 +185,29 @@ class GuardReasonerVL(PromptFormat):
         Raises:
             ParseError: No well-formed verdict.
         """
-        verdict = self._parse_scores(completions, stage) if speed == "fast" else self._parse_reasoned(completions[0])
-        if verdict.label(stage) is None:
+        reasoning = None
+        if speed == "fast":
+            request, response = _scored(completions, stage)
+        else:
+            request, response, reasoning = _reasoned(completions[0])
+        if (request if stage == Stage.PROMPT else response).label is None:
             raise ParseError(f"The guard model gave no label for the {stage}.", text=completions[0].text)
         # Nobody asked for these, and a label for what isn't there would mislead.
-        if not exchange.response:
-            verdict = replace(verdict, response=None, response_score=None)
         if not exchange.request:
-            verdict = replace(verdict, prompt=None, prompt_score=None)
-        return verdict
-
-    def _parse_reasoned(self, completion: Completion) -> Verdict:
-        if completion.finish == "length":
-            raise ParseError("The guard model did not finish: it reached its token limit.", text=completion.text)
-        result = parse_text(completion.text)
+            request = _NOT_JUDGED
+        if not exchange.response:
+            response = _NOT_JUDGED
         return Verdict(
-            prompt=result.request,
-            response=result.response,
-            prompt_score=_score_at(completion, result.request_at) if result.request else None,
-            response_score=_score_at(completion, result.response_at) if result.response else None,
-            reasoning=result.reasoning,
-            model=completion.model,
-            format=self.id,
-            speed="reason",
-            usage=completion.usage,
-            latency=completion.latency,
-        )
-
-    def _parse_scores(self, completions: Sequence[Completion], stage: Stage) -> Verdict:
-        shares = [_first_share(completion) for completion in completions]
-        request = shares[0]
-        response = None
-        if stage is Stage.RESPONSE:
-            under_harmful, under_unharmful = shares[1], shares[2]
-            response = request * under_harmful + (1 - request) * under_unharmful
-        return Verdict(
-            prompt=_by_score(request),
-            response=None if response is None else _by_score(response),
-            prompt_score=request,
-            response_score=response,
+            prompt=request.label,
+            response=response.label,
+            prompt_score=request.score,
+            response_score=response.score,
+            reasoning=reasoning,
             model=completions[0].model,
             format=self.id,
-            speed="fast",
-            usage=Usage(
-                sum(c.usage.prompt_tokens for c in completions), sum(c.usage.completion_tokens for c in completions)
-            ),
-            latency=max(c.latency for c in completions),
+            speed=speed,
+            usage=functools.reduce(operator.add, [completion.usage for completion in completions]),
+            latency=max([completion.latency for completion in completions]),
         )
 
     def reasoning_in(self, text: str) -> str:
@@ -288,11 +266,41 @@ def _context(exchange: Exchange) -> str:
     return "[Earlier in this conversation]\n" + _unmarked(neutralise("\n".join(reversed(lines))))
 
 
-def _score_at(completion: Completion, position: int) -> float | None:
+class _Judged(NamedTuple):
+    """What was said of one side of the exchange."""
+
+    label: Label | None
+    score: float | None = None
+
+
+_NOT_JUDGED: Final = _Judged(None)
+
+
+def _reasoned(completion: Completion) -> tuple[_Judged, _Judged, str | None]:
+    """What a completion with its reasoning says of both sides, and that reasoning."""
+    if completion.finish == "length":
+        raise ParseError("The guard model did not finish: it reached its token limit.", text=completion.text)
+    result = parse_text(completion.text)
     # Scores are a bonus here: without log-probabilities, or where the tokens don't add up to the text, there is none.
-    if "".join(t.text for t in completion.tokens) != completion.text:
-        return None
-    token = token_at(completion.tokens, position)
+    tokens = completion.tokens if "".join([t.text for t in completion.tokens]) == completion.text else ()
+    request = _Judged(result.request, _score_at(tokens, result.request_at)) if result.request else _NOT_JUDGED
+    response = _Judged(result.response, _score_at(tokens, result.response_at)) if result.response else _NOT_JUDGED
+    return request, response, result.reasoning
+
+
+def _scored(completions: Sequence[Completion], stage: Stage) -> tuple[_Judged, _Judged]:
+    """What label tokens say of the request, and at stage response of the response."""
+    shares = [_first_share(completion) for completion in completions]
+    request = shares[0]
+    if stage is not Stage.RESPONSE:
+        return _Judged(_by_score(request), request), _NOT_JUDGED
+    under_harmful, under_unharmful = shares[1], shares[2]
+    response = request * under_harmful + (1 - request) * under_unharmful
+    return _Judged(_by_score(request), request), _Judged(_by_score(response), response)
+
+
+def _score_at(tokens: Sequence[Token], position: int) -> float | None:
+    token = token_at(tokens, position)
     return None if token is None else share(token, Label.HARMFUL, (Label.UNHARMFUL,))[0]
 
 

@@ -28,10 +28,15 @@ def _spelled(word: str) -> str:
     return _LETTER_GAP.join(word)
 
 
+# Its first letter stands before the part that ignores case: only so does `re` find quickly where a header may begin.
 _HEADER: Final = re.compile(
-    rf"((?:{_spelled('human')}{_WORD_GAP}{_spelled('user')}|{_spelled('ai')}{_WORD_GAP}{_spelled('assistant')}){_WORD_GAP})[:：]",
-    re.IGNORECASE,
+    rf"([hHaA](?i:(?:(?<=h){_LETTER_GAP}{_spelled('uman')}{_WORD_GAP}{_spelled('user')}"
+    rf"|(?<=a){_LETTER_GAP}i{_WORD_GAP}{_spelled('assistant')}){_WORD_GAP}))[:：]"
 )
+
+
+def _powerless(header: re.Match[str]) -> str:  # a template would be parsed again each time
+    return f"{header[1]}꞉"
 
 
 def neutralise(text: str) -> str:
@@ -40,5 +45,5 @@ def neutralise(text: str) -> str:
     if "<" in text:
         text = _TAG.sub("‹", text)
     if ":" in text or "：" in text:
-        text = _HEADER.sub("\\1꞉", text)
+        text = _HEADER.sub(_powerless, text)
     return text

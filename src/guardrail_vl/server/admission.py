@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -12,6 +13,8 @@ from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import MovingWindowRateLimiter
 from starlette.datastructures import Headers
 from starlette.requests import Request
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from guardrail_vl._address import is_loopback
 from guardrail_vl.errors import ContentError
@@ -19,10 +22,6 @@ from guardrail_vl.server.answers import Refused, error_answer
 from guardrail_vl.server.service import LOG, Service
 from guardrail_vl.server.settings import ApiKey, digest
 from guardrail_vl.wire import jsons
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 # Neither content nor names of apps: a balancer and a browser have no key.
 OPEN: Final = frozenset(("/", "/healthz", "/readyz", "/openapi.json"))
@@ -35,12 +34,15 @@ class Door:
     Args:
         app: What is behind it.
         service: The server's.
+        judging: Routes by their paths, where a POST goes without asking every route in turn whether it is its own.
     """
 
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], service: Service) -> None:
+    def __init__(self, app: ASGIApp, service: Service, judging: Mapping[str, Route]) -> None:
         self._app = app
         self._service = service
+        self._judging = judging
         self._under_way = 0
+        service.metrics.in_flight.set_function(lambda: self._under_way)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -56,19 +58,17 @@ class Door:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 endpoint = _endpoint(scope)
-                metrics.requests.labels(endpoint, key.name if key else "", str(status)).inc()
-                metrics.seconds.labels(endpoint).observe(time.perf_counter() - begun)
+                metrics.replied(endpoint, key.name if key else "", status, time.perf_counter() - begun)
             await send(message)
 
         free = path in OPEN or path.startswith(OPEN_FOLDER)
         self._under_way += not free
-        metrics.in_flight.set(self._under_way)
         try:
             if not free:
                 key = self._admit(Headers(scope=scope))
             scope.setdefault("state", {})["key"] = key
             with self._service.naming(key):
-                await self._app(scope, receive, noting)
+                await self._behind(scope)(scope, receive, noting)
         except Refused as error:
             if not status:  # else it is too late for one: the connection ends, and the reply is seen not to be whole
                 await error_answer(error)(scope, receive, noting)
@@ -82,7 +82,14 @@ class Door:
             )
         finally:
             self._under_way -= not free
-            metrics.in_flight.set(self._under_way)
+
+    def _behind(self, scope: Scope) -> ASGIApp:
+        route = self._judging.get(scope["path"])
+        # Where FastAPI traces requests, it tells the tracer which route it chose.
+        if route is None or scope["method"] != "POST" or "fastapi.telemetry" in scope:
+            return self._app
+        scope["route"] = route
+        return route.app
 
     def _admit(self, headers: Headers) -> ApiKey | None:
         """Who asks; None where there are no keys."""
@@ -95,7 +102,7 @@ class Door:
         if origin is not None and urlsplit(origin).netloc != headers.get("host", ""):
             raise Refused(403, "Pages of other sites may not ask this server.", "wrong_origin")
         if not service.keys:
-            if not is_loopback(_host(headers.get("host", ""))):
+            if not _is_ours(headers.get("host", "")):
                 # A page of another site whose name was made to point here.
                 raise Refused(403, "Without keys, this server answers to the name localhost only.", "wrong_host")
             return None
@@ -113,11 +120,13 @@ def _endpoint(scope: Scope) -> str:
     return getattr(route, "path", "(none)")
 
 
-def _host(header: str) -> str:
+@functools.lru_cache(maxsize=64)
+def _is_ours(header: str) -> bool:
+    """Whether a Host header names this machine as only itself can."""
     try:
-        return urlsplit(f"//{header}").hostname or ""
+        return is_loopback(urlsplit(f"//{header}").hostname or "")
     except ValueError:
-        return ""
+        return False
 
 
 class Rates:
@@ -147,16 +156,16 @@ async def body_of(request: Request, limit: int) -> bytes:
     Raises:
         Refused: It is longer than the limit.
     """
-    too_long = Refused(413, f"The body is longer than {limit} bytes.", "body_too_large")
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit:
-        raise too_long
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise too_long
-    return bytes(body)
+    if not (declared.isdecimal() and int(declared) > limit):
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > limit:
+                break
+        else:
+            return bytes(body)
+    raise Refused(413, f"The body is longer than {limit} bytes.", "body_too_large")
 
 
 async def json_of(request: Request, limit: int) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final
@@ -11,8 +12,10 @@ from guardrail_vl.errors import MissingDependencyError
 
 try:
     from fastapi import FastAPI
+    from fastapi.routing import APIRoute
     from starlette.requests import Request
     from starlette.responses import Response
+    from starlette.types import Receive, Scope, Send
 except ImportError as error:
     raise MissingDependencyError("fastapi", extra="server", needed_for="The server") from error
 
@@ -70,31 +73,35 @@ def create_app(
         docs_url=None, redoc_url=None,
     )  # fmt: skip
     app.state.service = service
-    app.add_middleware(Door, service=service)
     _judging(app, service, rates)
+    judging = {route.path: route for route in app.routes if isinstance(route, Plain)}
+    app.add_middleware(Door, service=service, judging=judging)
     _telling(app, service)
     _showing(app)
     if proxy is not None:
         # After ours, so that what is ours stays ours.
-        app.add_api_route("/v1/{path:path}", _endpoint(proxy), methods=["GET", "POST", "DELETE", "HEAD"],
-                          include_in_schema=False)  # fmt: skip
+        app.router.add_api_route(
+            "/v1/{path:path}", _endpoint(proxy), methods=["GET", "POST", "DELETE", "HEAD"], include_in_schema=False,
+            route_class_override=Plain,
+        )  # fmt: skip
     return app
 
 
 def _judging(app: FastAPI, service: Service, rates: Rates) -> None:
     guard_schema = {**GuardRequest.model_json_schema(ref_template="#/components/schemas/{model}")}
-    app.add_api_route(
-        "/v1/guard", _endpoint(GuardApi(service, rates)), methods=["POST"], summary="Judge a turn, or a batch",
+    add = functools.partial(app.router.add_api_route, methods=["POST"], route_class_override=Plain)
+    add(
+        "/v1/guard", _endpoint(GuardApi(service, rates)), summary="Judge a turn, or a batch",
         responses=_responses("The decision, or `decisions`.", 400, 401, 403, 413, 429, 503),
         openapi_extra=_body(_inlined(guard_schema)),
     )  # fmt: skip
-    app.add_api_route(
-        "/v1/moderations", _endpoint(ModerationsApi(service, rates)), methods=["POST"], summary="OpenAI's moderations",
+    add(
+        "/v1/moderations", _endpoint(ModerationsApi(service, rates)), summary="OpenAI's moderations",
         responses=_responses("A result for each input.", 400, 401, 413, 429, 502, 503),
         openapi_extra=_body(_MODERATION),
     )  # fmt: skip
-    app.add_api_route(
-        "/beta/litellm_basic_guardrail_api", _endpoint(LiteLLMApi(service, rates)), methods=["POST"],
+    add(
+        "/beta/litellm_basic_guardrail_api", _endpoint(LiteLLMApi(service, rates)),
         summary="LiteLLM's generic guardrail API",
         responses=_responses("An action.", 400, 401, 413, 429, 502, 503), openapi_extra=_body(_LITELLM),
     )  # fmt: skip
@@ -146,7 +153,26 @@ def _showing(app: FastAPI) -> None:
                           include_in_schema=False)  # fmt: skip
 
 
-def _endpoint(api: Any) -> Callable[[Request], Any]:
+class Plain(APIRoute):
+    """A route that FastAPI describes, and does nothing else for: its endpoint reads the request, and makes the reply.
+
+    Args:
+        path: As for `APIRoute`.
+        endpoint: Given the request; nothing else is solved for it.
+        described: More for `APIRoute`: what the API's description says.
+    """
+
+    def __init__(self, path: str, endpoint: Callable[[Request], Awaitable[Response]], **described: Any) -> None:
+        super().__init__(path, endpoint, **described)
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            response = await endpoint(Request(scope, receive, send))
+            await response(scope, receive, send)
+
+        self.app = app
+
+
+def _endpoint(api: Any) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         made: Response = await api(request)
         return made

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from guardrail_vl.turn import Turn
@@ -35,10 +37,26 @@ class Metrics:
             buckets=_SECONDS, registry=self.registry,
         )  # fmt: skip
         self.ready = Gauge("guardrail_ready", "1 while the guard can be trusted, else 0.", registry=self.registry)
+        # Looked up once: a look-up costs more than the counting.
+        self._requests_of = functools.cache(self.requests.labels)
+        self._seconds_of = functools.cache(self.seconds.labels)
+        self._decisions_of = functools.cache(self.decisions.labels)
+
+    def replied(self, endpoint: str, app: str, status: int, seconds: float) -> None:
+        """Count a reply that begins.
+
+        Args:
+            endpoint: The route's own path.
+            app: Name of the key that asked; empty: none.
+            status: HTTP status.
+            seconds: Since the request came.
+        """
+        self._requests_of(endpoint, app, status).inc()
+        self._seconds_of(endpoint).observe(seconds)
 
     def count(self, turn: Turn | None, decision: Decision) -> None:
         """A hook: count a decision."""
-        self.decisions.labels(decision.stage.value, decision.action.value).inc()
+        self._decisions_of(decision.stage.value, decision.action.value).inc()
         if decision.error is not None:
             self.failures.labels(type(decision.error).__name__).inc()
         elif decision.verdict is not None and not all(j.remembered for j in decision.judgements):

@@ -24,13 +24,18 @@ class _Shape(BaseModel):
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True, strict=True)
 
 
+def _pictures(what: str) -> Any:
+    # A default that is a list would be copied, deeply, for each request.
+    return Field(default_factory=list, description=what, json_schema_extra={"default": []})
+
+
 class TurnIn(_Shape):
     """One turn: a prompt, perhaps with a response, or messages."""
 
     prompt: str | None = None
     response: str | None = None
-    images: Annotated[list[str], Field(description="The prompt's pictures, as data: URLs.")] = []
-    response_images: Annotated[list[str], Field(description="The response's pictures, as data: URLs.")] = []
+    images: list[str] = _pictures("The prompt's pictures, as data: URLs.")
+    response_images: list[str] = _pictures("The response's pictures, as data: URLs.")
     messages: Annotated[list[dict[str, Any]] | None, Field(description="OpenAI-style, instead of all the above.")] = (
         None
     )
