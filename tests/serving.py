@@ -62,15 +62,20 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def vllm_server(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """vLLM's OpenAI-compatible server on the tiny checkpoint. One for the whole run."""
-    python = serving_python()
-    arguments = [
-        *("-m", "vllm.entrypoints.openai.api_server", "--model", str(tiny_checkpoint)),
+    command = vllm_command(tiny_checkpoint)
+    with served(command, "tiny-judge", tmp_path_factory.mktemp("vllm-server") / "log") as server:
+        warm(server)
+        yield server
+
+
+def vllm_command(checkpoint: Path, *more: str) -> list[str]:
+    """The command that serves the tiny checkpoint with vLLM, as `tiny-judge`."""
+    return [
+        *(str(serving_python()), "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint)),
         *("--served-model-name", "tiny-judge", "--dtype", "float32", "--enforce-eager"),
         *("--max-model-len", "2048", "--max-num-seqs", "32", "--limit-mm-per-prompt", '{"image": 4, "video": 0}'),
+        *more,
     ]
-    with served([str(python), *arguments], "tiny-judge", tmp_path_factory.mktemp("vllm-server") / "log") as server:
-        _warm(server)
-        yield server
 
 
 @pytest.fixture(scope="session")
@@ -83,18 +88,25 @@ def transformers_server(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPath
         yield server
 
 
+def free_port() -> int:
+    """One that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
 @contextmanager
-def served(command: Sequence[str], model: str, log: Path) -> Iterator[Server]:
+def served(command: Sequence[str], model: str, log: Path, port: int = 0) -> Iterator[Server]:
     """Run the command, with a host and a free port added, until the block ends.
 
     Args:
         command: A server that takes `--host` and `--port` and answers `GET /health` once it is ready.
         model: What requests must name.
         log: Where its output goes.
+        port: 0: any that is free.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = port or free_port()
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
@@ -131,7 +143,7 @@ def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
     pytest.fail(f"The server did not get ready (exit status {process.poll()}). The end of its log:\n{tail}")
 
 
-def _warm(server: Server) -> None:
+def warm(server: Server) -> None:
     """The first answers take up to 10 s each, which would be some test's deadline."""
     ask = {"model": server.model, "messages": [{"role": "user", "content": "warm"}], "max_tokens": 2, "temperature": 0}
     for more in ({}, {"logprobs": True, "top_logprobs": 20}, {"structured_outputs": {"regex": "a+"}}):

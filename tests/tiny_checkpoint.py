@@ -22,6 +22,7 @@ pytest.importorskip("torch", reason="needs the extra 'local'")
 pytest.importorskip("transformers", reason="needs the extra 'local'")
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
@@ -105,6 +106,31 @@ def build_checkpoint(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     _write_image_settings(folder)
+    return folder
+
+
+def build_adapter(folder: str | Path, *, rank: int = 8) -> Path:
+    """Write a LoRA adapter of the judge, as peft writes one: with it, the request's label is the opposite.
+
+    Args:
+        folder: Where to; made if it is not there.
+        rank: Of its matrices; one is used.
+
+    Returns:
+        The folder.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    name = "base_model.model.model.language_model.layers.1.mlp.down_proj"
+    read, write = torch.zeros(rank, 64), torch.zeros(HIDDEN, rank)
+    read[0, 0] = 1  # the unit that says the request's label
+    write[_SAYS, 0] = -2 * _SAYS_GAIN
+    save_file({f"{name}.lora_A.weight": read, f"{name}.lora_B.weight": write}, folder / "adapter_model.safetensors")
+    config = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": rank, "target_modules": ["down_proj"],
+        "bias": "none", "lora_dropout": 0.0,
+    }  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder
 
 
@@ -210,6 +236,7 @@ _SAW_BAD, _SAW_SURE, _SAW_FLAG = 20, 21, 22  # evidence averaged over all that w
 _SIDE = 23  # which label is next: negative for the request's, positive for the response's
 _SAYS = 24  # the label: positive for harmful
 _FREE = 32  # from here on: small random numbers
+_SAYS_GAIN = 0.2
 _GAIN = {_BAD: 300.0, _SURE: 300.0, _FLAG: 300.0}
 
 
@@ -274,8 +301,8 @@ def _set_layers(layers: Any) -> None:
         attention.o_proj.weight[average, i] = _GAIN[seen]
     # After a plain colon, which label is next depends on whether the response was already named.
     _unit(first.mlp, 0, gate={_COLON: 10}, up=_SAW_FLAG, down=_SIDE, gain=1)
-    _unit(second.mlp, 0, gate={_SIDE: -10}, up=_SAW_BAD, down=_SAYS, gain=0.2)
-    _unit(second.mlp, 1, gate={_SIDE: 10}, up=_SAW_SURE, down=_SAYS, gain=0.2)
+    _unit(second.mlp, 0, gate={_SIDE: -10}, up=_SAW_BAD, down=_SAYS, gain=_SAYS_GAIN)
+    _unit(second.mlp, 1, gate={_SIDE: 10}, up=_SAW_SURE, down=_SAYS, gain=_SAYS_GAIN)
 
 
 def _unit(mlp: Any, i: int, *, gate: dict[int, float], up: int, down: int, gain: float) -> None:

@@ -84,6 +84,11 @@ def own_rungs(
     return (replace(rung, speed="fast", band=_band_of(engine, band)), rung) if speed == "auto" else (rung,)
 
 
+def with_adapter(rungs: tuple[Rung, ...], adapter: str | None) -> tuple[Rung, ...]:
+    """The same rungs, their engines with this adapter. None: as they are."""
+    return rungs if adapter is None else tuple(replace(r, engine=r.engine.adapted(adapter)) for r in rungs)
+
+
 def cascade_rungs(first: Sequence[Rung], then: Sequence[Rung], band: Band | None, share: float) -> tuple[Rung, ...]:
     """The rungs of one guard, then those of another.
 

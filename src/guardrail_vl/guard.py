@@ -32,6 +32,7 @@ from guardrail_vl._settings import (
     check_text,
     own_rungs,
     pick_speed,
+    with_adapter,
 )
 from guardrail_vl.blocking import OnBlock
 from guardrail_vl.cache import MemoryCache, VerdictCache
@@ -133,7 +134,8 @@ class Guard:
         if pair:
             self._deadline = pair[0].deadline + pair[1].deadline
             own: dict[str, Any] = {"first": pair[0], "then": pair[1]}
-            rungs = cascade_rungs(pair[0].rungs, pair[1].rungs, frozen, pair[0].deadline / self._deadline)
+            then_rungs = with_adapter(pair[1].rungs, wanted.adapter)  # the first guard's are not the policy's to choose
+            rungs = cascade_rungs(pair[0].rungs, then_rungs, frozen, pair[0].deadline / self._deadline)
             self._speed: SpeedChoice = pair[1].speed
         else:
             chosen = format if isinstance(format, PromptFormat) else None
@@ -143,6 +145,7 @@ class Guard:
             self._speed = pick_speed(speed, chosen, engine)
             own = {"engine": engine, "format": chosen, "speed": self._speed, "max_concurrency": max_concurrency}
             rungs = own_rungs(engine, chosen, self._speed, frozen, max_concurrency)
+            rungs = with_adapter(rungs, wanted.adapter)
         for rung in rungs:
             check_fit(rung.format, wanted, rung.engine)
         if deadline is not None:

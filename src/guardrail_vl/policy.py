@@ -149,6 +149,9 @@ class Policy(_Frozen):
 
     name: str = "default"
     description: str = ""
+    adapter: Annotated[str, Field(min_length=1)] | None = None
+    """Name of the LoRA adapter whose answers this policy is about, of those that the engine has: one set of weights
+    serves many policies. None: the checkpoint as it is."""
     prompt: StageRule = StageRule()
     response: StageRule = StageRule()
     history: Action = Action.ANNOTATE

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -25,6 +25,8 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 from guardrail_vl.engines.base import Deadline, Outcome
 from guardrail_vl.engines.vllm import VLLMEngine, vllm_available
 from guardrail_vl.errors import ConfigurationError, ContentError, EngineUnavailableError, MissingDependencyError
+from guardrail_vl.guard import Guard
+from guardrail_vl.policy import Policy
 from guardrail_vl.prompt_format.base import Completion, Prompt
 from guardrail_vl.verdict import Label, Stage
 from tests.engines.asking import (
@@ -63,9 +65,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_checkpoint(tmp_path_factory.mktemp("vllm") / "tiny-judge", max_positions=1024)
 
 
+def build_adapter(folder: Path, rank: int = 8) -> Path:
+    from tests import tiny_checkpoint
+
+    return tiny_checkpoint.build_adapter(folder, rank=rank)
+
+
 @pytest.fixture(scope="module")
 def engine(folder: Path) -> Iterator[VLLMEngine]:
-    engine = VLLMEngine(folder, **OPTIONS)
+    engine = VLLMEngine(folder, adapters={"contrary": build_adapter(folder.with_name("contrary"))}, **OPTIONS)
     yield engine
     engine.close()
     assert not [t for t in threading.enumerate() if t.name == "guardrail-vl-vllm"]
@@ -168,10 +176,9 @@ def test_a_pattern_is_enforced(engine: VLLMEngine) -> None:
 
 @needs_vllm
 def test_the_instruction_is_computed_once(engine: VLLMEngine) -> None:
-    loaded = engine._loaded
-    assert loaded is not None
+    loaded = engine._work.load()
     one(engine, reason("warm"))
-    core = loaded.llm.llm_engine
+    core = cast(Any, loaded.core)._engine
     core.add_request("by-hand", {"prompt_token_ids": loaded.chat.ids(reason("other"))}, _two_tokens())
     done = []
     while core.has_unfinished_requests():
@@ -232,10 +239,9 @@ def test_a_cancelled_call_is_aborted(engine: VLLMEngine) -> None:
 
 
 def _assert_idle(engine: VLLMEngine) -> None:
-    loaded = engine._loaded
-    assert loaded is not None
+    core: Any = engine._work.load().core
     until = time.monotonic() + 2
-    while loaded.llm.llm_engine.has_unfinished_requests():
+    while core._engine.has_unfinished_requests():
         assert time.monotonic() < until
         time.sleep(0.01)
 
@@ -270,6 +276,80 @@ def test_close_and_use_again_and_a_pickle_of_the_configuration(engine: VLLMEngin
     assert_same(one(engine, reason("kill")), before)
 
 
+@needs_vllm
+def test_what_is_written_is_told_while_it_is_written(engine: VLLMEngine) -> None:
+    async def watched() -> tuple[Outcome, list[str]]:
+        told: list[str] = []
+        outcome = await engine.astream(reason("kill"), deadline=soon(), on_text=told.append)
+        return outcome, told
+
+    outcome, told = asyncio.run(watched())
+    alone = one(engine, reason("kill"))
+    assert isinstance(outcome, Completion)
+    assert_same(outcome, alone)
+    assert len(told) > 1
+    assert alone.text.startswith("".join(told))
+
+
+@needs_vllm
+def test_an_adapter_answers_beside_its_base(engine: VLLMEngine, folder: Path) -> None:
+    contrary = engine.adapted("contrary")
+    assert (engine.model, contrary.model) == ("tiny-judge", "tiny-judge+contrary")
+    assert contrary.adapted(None).model == "tiny-judge"
+
+    def labels(engine: VLLMEngine, text: str) -> str:
+        completion = one(engine, reason(text))
+        assert completion.model == engine.model
+        return completion.text.partition("Request:")[2].split()[0]
+
+    with ThreadPoolExecutor(8) as pool:
+        asked = [
+            (which, text, pool.submit(labels, which, text))
+            for text in ("kill", "bake")
+            for which in (engine, contrary) * 2
+        ]
+        for which, text, answer in asked:
+            assert (answer.result() == "harmful") == ((text == "kill") == (which is engine)), (which.model, text)
+    copy: VLLMEngine = pickle.loads(pickle.dumps(contrary))
+    assert copy.model == contrary.model
+    # One more, while the weights stay where they are.
+    before = engine._work.load()
+    engine.add_adapter("again", build_adapter(folder.with_name("again")))
+    assert labels(engine.adapted("again"), "kill") == "unharmful"
+    assert engine._work.load() is before
+
+
+@needs_vllm
+def test_an_adapter_that_can_t_be_had_is_refused(engine: VLLMEngine, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="known: contrary"):
+        engine.adapted("other")
+    with pytest.raises(ConfigurationError, match="already"):
+        engine.add_adapter("contrary", folder.with_name("contrary"))
+    with pytest.raises(ConfigurationError, match="rank 16"):
+        engine.add_adapter("large", build_adapter(tmp_path / "large", rank=16))
+    with pytest.raises(ConfigurationError, match="no LoRA adapter"):
+        engine.add_adapter("empty", tmp_path)
+
+
+@needs_vllm
+def test_a_guard_s_policy_names_the_adapter(engine: VLLMEngine) -> None:
+    guard = Guard(engine=engine, cache=False)
+    contrary = guard.replace(policy={"adapter": "contrary"})
+    assert [guard.check_prompt("kill").action, contrary.check_prompt("kill").action] == ["block", "allow"]
+    assert contrary.replace(policy=Policy()).check_prompt("kill").action == "block"
+    verdict = contrary.check_prompt("kill").verdict
+    assert verdict is not None
+    assert verdict.model == "tiny-judge+contrary"
+    with pytest.raises(ConfigurationError, match="no adapter 'mine'"):
+        guard.replace(policy={"adapter": "mine"})
+
+
+@needs_vllm
+def test_without_sleep_mode_it_can_t_sleep(engine: VLLMEngine) -> None:
+    with pytest.raises(ConfigurationError, match="enable_sleep_mode"):
+        engine.sleep()
+
+
 OWN_DTYPE = """
 import sys
 from guardrail_vl.engines.vllm import VLLMEngine
@@ -296,3 +376,88 @@ def test_the_dtype_that_it_chooses_itself_works(folder: Path) -> None:
 def test_a_missing_checkpoint_is_a_configuration_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="nowhere"):
         VLLMEngine(tmp_path / "nowhere")
+
+
+@needs_vllm
+@pytest.mark.gpu
+@pytest.mark.timeout(600)
+def test_it_sleeps_and_wakes_for_the_next_prompt(folder: Path) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("sleep needs a GPU")
+    engine = VLLMEngine(folder, **{**OPTIONS, "enable_sleep_mode": True, "gpu_memory_utilization": 0.3})
+    before, awake = one(engine, reason("kill")), torch.cuda.mem_get_info()[0]
+    engine.sleep()
+    assert torch.cuda.mem_get_info()[0] > awake + 2**30
+    assert_same(one(engine, reason("kill")), before)
+    engine.close()
+
+
+BESIDE = """
+import os, signal, sys, time
+import psutil
+from guardrail_vl.engines.vllm import VLLMEngine
+from guardrail_vl.engines.base import Deadline
+from guardrail_vl.errors import EngineUnavailableError
+from tests.engines.asking import one, reason
+from tests.engines.test_vllm import OPTIONS
+
+
+def cores():
+    every = psutil.Process().children(recursive=True)
+    return [child for child in every if "EngineCor" in child.name() and child.status() != psutil.STATUS_ZOMBIE]
+
+
+def ask(text, seconds=240):
+    (outcome,) = engine.generate([reason(text)], deadline=Deadline.after(seconds))
+    return outcome
+
+
+if __name__ == "__main__":
+    copies = int(sys.argv[2])
+    more = {"data_parallel_size": copies} if copies > 1 else {}
+    options = {**OPTIONS, **more}
+    del options["distributed_executor_backend"]
+    engine = VLLMEngine(sys.argv[1], **options)
+    before = ask("kill").text
+    assert "harmful" in before, before
+    found = cores()
+    assert len(found) == copies, found
+    # While it answers: what is under way fails, and says so.
+    from concurrent.futures import ThreadPoolExecutor
+    from tests.engines.asking import free
+    from guardrail_vl.prompt_format.base import Prompt
+    endless = Prompt(free("go on").messages, max_tokens=900, pattern="[a-z]{2000}")
+    with ThreadPoolExecutor(4) as pool:
+        under_way = [pool.submit(engine.generate, [endless], deadline=Deadline.after(120)) for _ in range(4)]
+        time.sleep(0.5)
+        found[0].kill()
+        failed = [future.result()[0] for future in under_way]
+    assert all(isinstance(outcome, EngineUnavailableError) for outcome in failed), failed
+    assert any("started again" in str(outcome) for outcome in failed), failed
+    assert ask("kill").text == before  # waits for the new one
+    if copies == 1:  # while it is idle: nobody hears of it
+        time.sleep(6)
+        cores()[0].kill()
+        time.sleep(2)
+        assert ask("kill").text == before
+    engine.close()
+    assert not cores(), cores()
+    print("well")
+"""
+
+
+@needs_vllm
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("copies", [1, 2])
+def test_a_core_that_dies_is_started_again(folder: Path, tmp_path: Path, copies: int) -> None:
+    script = tmp_path / "beside.py"
+    script.write_text(BESIDE)
+    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run(
+        [sys.executable, str(script), str(folder), str(copies)],
+        check=False, capture_output=True, text=True, timeout=880, env=environment,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stdout.endswith("well\n")

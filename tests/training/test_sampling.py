@@ -321,23 +321,36 @@ def test_the_kind_can_be_said_or_is_found_out(folder: Path) -> None:
 # --- several GPUs ---------------------------------------------------------------------------------------------------
 
 
+CORE = "guardrail_vl.engines._vllm_core"
+
+
 @pytest.fixture
-def asked_of_vllm(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What `vllm.LLM` is given, of a stand-in for that package that loads nothing."""
+def asked_of_vllm(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
+    """What vLLM is given to load, by a stand-in for that package that loads nothing."""
     asked: list[dict[str, Any]] = []
 
-    class LLM:
-        def __init__(self, model: str, **options: Any) -> None:
-            asked.append(options)
-            raise RuntimeError("no GPU here")
+    def load(model: str, **options: Any) -> None:
+        asked.append(options)
+        raise RuntimeError("no GPU here")
 
-    package, platforms = ModuleType("vllm"), ModuleType("vllm.platforms")
-    package.__spec__ = ModuleSpec("vllm", None)
-    vars(package)["LLM"] = LLM
-    vars(platforms)["current_platform"] = SimpleNamespace(device_type="cuda")
-    monkeypatch.setitem(sys.modules, "vllm", package)
-    monkeypatch.setitem(sys.modules, "vllm.platforms", platforms)
-    return asked
+    names: dict[str, dict[str, Any]] = {
+        "vllm": {"LLM": load, "envs": SimpleNamespace(VLLM_ENABLE_V1_MULTIPROCESSING=True)},
+        "vllm.platforms": {"current_platform": SimpleNamespace(device_type="cuda")},
+        "vllm.engine": {},
+        "vllm.engine.arg_utils": {"AsyncEngineArgs": load},
+        "vllm.v1": {},
+        "vllm.v1.engine": {},
+        "vllm.v1.engine.async_llm": {"AsyncLLM": SimpleNamespace(from_engine_args=None)},
+        "vllm.v1.engine.exceptions": {"EngineDeadError": RuntimeError},
+    }
+    for name, holds in names.items():
+        module = ModuleType(name)
+        module.__spec__ = ModuleSpec(name, None)
+        vars(module).update(holds)
+        monkeypatch.setitem(sys.modules, name, module)
+    sys.modules.pop(CORE, None)
+    yield asked
+    sys.modules.pop(CORE, None)  # it has imported the stand-in
 
 
 def test_mining_shares_a_model_among_gpus(folder: Path, tmp_path: Path, asked_of_vllm: list[dict[str, Any]]) -> None:

@@ -16,6 +16,8 @@ from guardrail_vl.bulk import Progress, RayPool, Summary
 from guardrail_vl.bulk import moderate as judge_file
 from guardrail_vl.cli.door import BLOCKED, FAILED, PASSED, door
 from guardrail_vl.cli.options import (
+    AdapterOption,
+    DataParallelOption,
     DeadlineOption,
     FailOption,
     FetchOption,
@@ -24,6 +26,7 @@ from guardrail_vl.cli.options import (
     ModelOption,
     PolicyOption,
     SpeedOption,
+    TensorParallelOption,
     UrlOption,
     make_guard,
 )
@@ -88,6 +91,9 @@ def moderate(
     fail: FailOption = None,
     deadline: DeadlineOption = None,
     fetch_images: FetchOption = False,
+    tensor_parallel: TensorParallelOption = None,
+    data_parallel: DataParallelOption = None,
+    adapter: AdapterOption = None,
 ) -> int:
     """Judge every row of a file, and write a file of decisions in the same order.
 
@@ -103,7 +109,12 @@ def moderate(
     if given and engine is not Engine.RAY:
         raise ConfigurationError(f"--{next(iter(given)).replace('_', '-')} needs --engine ray.")
     pool = RayPool(**given) if engine is Engine.RAY else None  # type: ignore[arg-type]
-    with make_guard(GuardOptions(model, url, policy, format, speed, fail, deadline, fetch_images)) as guard:
+    options = GuardOptions(
+        model=model, url=url, policy=policy, format=format, speed=speed, fail=fail, deadline=deadline,
+        fetch_images=fetch_images, tensor_parallel=tensor_parallel, data_parallel=data_parallel,
+        adapters=tuple(adapter or ()),
+    )  # fmt: skip
+    with make_guard(options) as guard:
         try:
             with _shown(progress) as tick:
                 summary = judge_file(

@@ -73,6 +73,25 @@ DeadlineOption = Annotated[
 FetchOption = Annotated[
     bool, typer.Option("--fetch-images", help="Fetch http(s) pictures, under limits.", rich_help_panel=_GUARD)
 ]
+_VLLM = "vLLM, on this machine"
+
+TensorParallelOption = Annotated[
+    int | None,
+    typer.Option("--tensor-parallel", min=1, metavar="N", help="GPUs that share the weights.", rich_help_panel=_VLLM),
+]
+DataParallelOption = Annotated[
+    int | None,
+    typer.Option("--data-parallel", min=1, metavar="N", help="Copies of the weights.", rich_help_panel=_VLLM),
+]
+AdapterOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter",
+        metavar="NAME=FOLDER",
+        help="A LoRA adapter, for policies that name it; repeat for more.",
+        rich_help_panel=_VLLM,
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON instead of words for people.")]
 
 
@@ -88,6 +107,10 @@ class GuardOptions:
     fail: FailChoice | None = None
     deadline: float | None = None
     fetch_images: bool = False
+    tensor_parallel: int | None = None
+    data_parallel: int | None = None
+    adapters: tuple[str, ...] = ()
+    """NAME=FOLDER each."""
 
 
 def make_guard(options: GuardOptions) -> Guard:
@@ -108,6 +131,32 @@ def make_guard(options: GuardOptions) -> Guard:
     for name in ("model", "url"):
         if getattr(options, name) == "":
             raise ConfigurationError(f"--{name} is empty.")
+    vllm = _vllm_options(options)
+    if vllm:
+        if options.url is not None or options.model is None:
+            raise ConfigurationError(
+                "--tensor-parallel, --data-parallel and --adapter are for vLLM on this machine: they need a --model.",
+                hint="A server behind --url has such options of its own.",
+            )
+        from guardrail_vl.engines.vllm import VLLMEngine
+
+        return Guard(engine=VLLMEngine(options.model, **vllm), **settings)
     if options.url is not None:
         return Guard.remote(options.url, model=options.model, **settings)
     return Guard(options.model, **settings)
+
+
+def _vllm_options(options: GuardOptions) -> dict[str, Any]:
+    given: dict[str, Any] = {
+        "tensor_parallel_size": options.tensor_parallel,
+        "data_parallel_size": options.data_parallel,
+        "adapters": dict(map(_adapter, options.adapters)) or None,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _adapter(given: str) -> tuple[str, str]:
+    name, equals, folder = given.partition("=")
+    if not equals:
+        raise ConfigurationError("--adapter needs a name and a folder.", hint="Write --adapter NAME=FOLDER.")
+    return name, folder

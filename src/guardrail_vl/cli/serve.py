@@ -10,6 +10,8 @@ import typer
 
 from guardrail_vl.cli.door import PASSED, door
 from guardrail_vl.cli.options import (
+    AdapterOption,
+    DataParallelOption,
     DeadlineOption,
     FailOption,
     FetchOption,
@@ -17,6 +19,7 @@ from guardrail_vl.cli.options import (
     GuardOptions,
     ModelOption,
     SpeedOption,
+    TensorParallelOption,
     UrlOption,
     make_guard,
 )
@@ -102,6 +105,9 @@ def serve(
     fail: FailOption = None,
     deadline: DeadlineOption = None,
     fetch_images: FetchOption = False,
+    tensor_parallel: TensorParallelOption = None,
+    data_parallel: DataParallelOption = None,
+    adapter: AdapterOption = None,
 ) -> int:
     """Serve a guard: its own API, OpenAI's moderations, a guarding proxy, LiteLLM's API, and a page to try it on."""
     from guardrail_vl import server
@@ -109,7 +115,8 @@ def serve(
     named, default = _policies(policy or [])
     options = GuardOptions(
         model=model, url=url, policy=default, format=format, speed=speed, fail=fail, deadline=deadline,
-        fetch_images=fetch_images,
+        fetch_images=fetch_images, tensor_parallel=tensor_parallel, data_parallel=data_parallel,
+        adapters=tuple(adapter or ()),
     )  # fmt: skip
     settings = server.Settings(
         keys=_keys(keys),

@@ -17,6 +17,7 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, InvalidStateError, wait
 from typing import Final
 
+from guardrail_vl.engines._adapters import Adapter
 from guardrail_vl.engines.base import Deadline, Outcome, late
 from guardrail_vl.errors import EngineError, EngineUnavailableError
 from guardrail_vl.prompt_format.base import Prompt
@@ -29,11 +30,18 @@ _JOIN: Final = 30.0
 class Job:
     """One prompt on its way to an outcome."""
 
-    __slots__ = ("_on_text", "_told", "deadline", "future", "prompt", "since")
+    __slots__ = ("_on_text", "_told", "adapter", "deadline", "future", "prompt", "since")
 
-    def __init__(self, prompt: Prompt, deadline: Deadline, on_text: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        prompt: Prompt,
+        deadline: Deadline,
+        on_text: Callable[[str], None] | None = None,
+        adapter: Adapter | None = None,
+    ) -> None:
         self._on_text = on_text
         self._told = 0
+        self.adapter = adapter
         self.prompt = prompt
         self.deadline = deadline
         self.future: Future[Outcome] = Future()
@@ -44,6 +52,11 @@ class Job:
     def over(self) -> bool:
         """Whether nobody waits for it any more: settled, cancelled, or too late."""
         return self.future.done() or time.monotonic() >= self.deadline.at
+
+    @property
+    def watched(self) -> bool:
+        """Whether anybody wants to be told of the text as it is written."""
+        return self._on_text is not None
 
     def tell(self, text: str) -> None:
         """Tell whoever wants to know what is new in the text so far. A row that is run again is not told again."""
@@ -128,10 +141,15 @@ class Worker:
         self._thread: threading.Thread | None = None
 
     def submit(
-        self, prompts: Sequence[Prompt], deadline: Deadline, *, on_text: Callable[[str], None] | None = None
+        self,
+        prompts: Sequence[Prompt],
+        deadline: Deadline,
+        *,
+        on_text: Callable[[str], None] | None = None,
+        adapter: Adapter | None = None,
     ) -> list[Job]:
         """Queue the prompts. `on_text` is called in the thread with what is new of their texts."""
-        jobs = [Job(prompt, deadline, on_text) for prompt in prompts]
+        jobs = [Job(prompt, deadline, on_text, adapter) for prompt in prompts]
         with self.changed:
             self.queue += jobs
             if self._thread is None and jobs:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from guardrail_vl.engines._checkpoint import TrainedFormat as TrainedFormat
-from guardrail_vl.errors import EngineUnavailableError, GuardrailError
+from guardrail_vl.errors import ConfigurationError, EngineUnavailableError, GuardrailError
 from guardrail_vl.prompt_format.base import Completion, Prompt
 
 Outcome = Completion | GuardrailError
@@ -97,6 +97,24 @@ class Engine(ABC):
         """
         (outcome,) = await self.agenerate([prompt], deadline=deadline)
         return outcome
+
+    def adapted(self, adapter: str | None) -> Engine:
+        """This engine, with the answers of an adapter (LoRA) of its checkpoint: what a policy's `adapter` asks for.
+
+        Unless overridden, there are no adapters.
+
+        Args:
+            adapter: Its name. None: the checkpoint as it is.
+
+        Raises:
+            ConfigurationError: There is no adapter of this name.
+        """
+        if adapter is None:
+            return self
+        raise ConfigurationError(
+            f"{self.model} takes no adapters, and the policy asks for {adapter!r}.",
+            hint="vLLM takes them, in this process or behind a URL; for other engines, merge it into the checkpoint.",
+        )
 
     def close(self) -> None:  # noqa: B027 - nothing to free is the common case
         """Free what the engine holds. It may be used again, and then opens what it needs."""

@@ -11,7 +11,7 @@ import json
 import os
 import ssl
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Final
 from urllib.parse import urlsplit
 
@@ -135,6 +135,10 @@ class RemoteEngine(Engine):
 
     def __repr__(self) -> str:
         return f"RemoteEngine({self._where!r}, model={self._settings.model!r})"
+
+    def adapted(self, adapter: str | None) -> RemoteEngine:
+        """See `Engine.adapted`. A server has an adapter as one more model; whether it does shows at the first check."""
+        return self if adapter is None else _from_settings(replace(self._settings, model=adapter))
 
     def generate(self, prompts: Sequence[Prompt], *, deadline: Deadline) -> list[Outcome]:
         """See `Engine.generate`. Several prompts run beside each other in threads; one needs none.

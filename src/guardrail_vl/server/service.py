@@ -61,8 +61,8 @@ class Service:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-        if (DEFAULT_POLICY, None) in self._guards:
-            await self._guards[DEFAULT_POLICY, None].aclose()
+        for guard in {id(guard.engine): guard for guard in self._guards.values()}.values():
+            await guard.aclose()
         if self._audit is not None:
             await asyncio.to_thread(self._audit.close)
 
@@ -86,8 +86,11 @@ class Service:
 
     async def look(self) -> None:
         """Ask the guard what everybody knows, and trust it or not."""
-        guard = self._guards[DEFAULT_POLICY, None]
-        wrong = tuple(await failed(guard)) if self.settings.canaries else ()
+        wrong: tuple[str, ...] = ()
+        if self.settings.canaries:
+            # Policies with an adapter are judged by other weights.
+            asked = {id(guard.engine): guard for (_, speed), guard in self._guards.items() if speed is None}
+            wrong = tuple([one for guard in asked.values() for one in await failed(guard)])
         if wrong != self._wrong:
             LOG.log(
                 logging.WARNING if wrong else logging.INFO, "Ready." if not wrong else f"Not ready: {'; '.join(wrong)}."

@@ -298,6 +298,10 @@ class VLLMSampler(Sampler):
 
     def __init__(self, model: str | Path, *, format: str = "guardreasoner-vl/1", **options: Any) -> None:
         self.format = reasoning_format(format)
+        if options.get("data_parallel_size", 1) > 1:
+            raise ConfigurationError(
+                "vLLM spreads no samples over copies.", hint="Sample from a server: ServerSampler."
+            )
         self._engine = vllm.VLLMEngine(model, **options)
         _check_fit(self.format, self._engine)
 
@@ -318,14 +322,12 @@ class VLLMSampler(Sampler):
     ) -> list[list[Sample]]:
         """See `Sampler.sample`."""
         check(count, temperature, top_p, top_k, max_tokens)
-        self._engine.load()
-        loaded = self._engine._loaded
-        assert loaded is not None
+        loaded = self._engine._work.load()
         given, parameters, stops = [], [], []
         for turn in turns:
             prompt = prompt_of(self.format, turn)
             try:
-                given.append(self._engine._input(prompt, loaded))
+                given.append(loaded.given(prompt))
             except GuardrailError as error:
                 raise named(error, turn) from None
             stops.append(prompt.stop)
@@ -335,9 +337,9 @@ class VLLMSampler(Sampler):
                 _parameters(prompt, many, temperature, top_p, top_k, max_tokens, seed_of(seed, turn.id, 0))
             )
         try:
-            outputs = loaded.llm.generate(given, parameters, use_tqdm=False)
+            outputs = loaded.core.complete(list(zip(given, parameters, strict=True)))
         except Exception as error:
-            raise vllm._refused(error, loaded) from None
+            raise loaded.refused(error) from None
         drawn = [_samples(output, stop, loaded) for output, stop in zip(outputs, stops, strict=True)]
         return [one * count if temperature == 0 else one for one in drawn]
 
