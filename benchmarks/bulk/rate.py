@@ -1,16 +1,19 @@
 """How fast `moderate` is beside a plain loop of `guard.check`, and how much memory a million rows take.
 
-    python benchmarks/bulk/rate.py --data FOLDER          rows of the prompts in a folder of JSON lines
+    python benchmarks/bulk/rate.py --data FOLDER          the rows of a folder of JSON lines: prompts, responses, pictures
     python benchmarks/bulk/rate.py --synthetic 1000000    rows made up, judged by an engine that only counts
 
-The loop and `moderate` judge the same rows with the same guard in one process, in turns. The loop reads the rows from
-memory and writes nothing, so it is the rate that the guard alone can give. No verdict is remembered from turn to turn.
+The loop and `moderate` judge the same rows with the same guard in one process: slice by slice, each way once for each
+slice, in an order that rotates. The loop reads the rows from memory and writes nothing, so it is the rate that the guard
+alone can give. No verdict is remembered.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import gzip
+import itertools
 import json
 import resource
 import statistics
@@ -19,11 +22,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from guardrail_vl import Guard
 from guardrail_vl.bulk import RayPool, Summary, moderate
 from guardrail_vl.prompt_format.base import Completion
 from guardrail_vl.testing import ScriptedEngine
+from guardrail_vl.turn import Turn
+from guardrail_vl.verdict import Decision, Stage
 
 TEXT = "<think># Task 1\n\n## Reasoning Step 1\nNone.\n</think>\n\n<result>\nRequest: unharmful\nResponse: unharmful\n</result>"
 
@@ -38,17 +44,18 @@ class Stub(ScriptedEngine):
         pass
 
 
-def prompts(folder: Path) -> Iterator[str]:
-    """Distinct prompts of every file of a folder, in the order of their names."""
-    seen = set()
+def rows_of(folder: Path) -> Iterator[dict[str, object]]:
+    """The rows of every file of a folder, in the order of their names."""
     for path in sorted([*folder.glob("*.jsonl"), *folder.glob("*.jsonl.gz")]):
         with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
-            for line in lines:
+            for i, line in enumerate(lines):
                 told = json.loads(line).get("task_inputs") or {}
-                text = told.get("prompt")
-                if text and not told.get("images") and text not in seen:
-                    seen.add(text)
-                    yield text
+                images = [str(folder / image) for image in told.get("images") or ()]
+                if told.get("prompt") or images:
+                    yield {
+                        "id": f"{path.name}:{i}", "prompt": told.get("prompt") or "", "images": images,
+                        "response": told.get("response"),
+                    }  # fmt: skip
 
 
 def write(path: Path, rows: Iterator[dict[str, object]]) -> int:
@@ -56,8 +63,6 @@ def write(path: Path, rows: Iterator[dict[str, object]]) -> int:
     if path.suffix == ".jsonl":
         with path.open("w") as file:
             return sum(file.write(json.dumps(row) + "\n") > 0 for row in rows)
-    import itertools
-
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -83,36 +88,51 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - begun
 
 
-def compare(folder: Path, data: Path, rows: int, turns: int, batch: int, workers: int | None) -> None:
-    """The loop and `moderate`, in turns."""
-    texts = [text for text, _ in zip(prompts(data), range(rows), strict=False)]
-    source = folder / "in.jsonl"
-    write(source, ({"id": i, "prompt": text} for i, text in enumerate(texts)))
+def check(guard: Guard, row: dict[str, Any]) -> Decision:
+    """As a loop of one's own would."""
+    stage = Stage.PROMPT if row["response"] is None else Stage.RESPONSE
+    return guard.check(Turn.from_prompt(row["prompt"], images=row["images"], response=row["response"]), stage=stage)
+
+
+def compare(folder: Path, data: Path, rows: int | None, size: int, batch: int, workers: int | None) -> None:
+    """The loop and `moderate`, slice by slice."""
+    every = list(itertools.islice(rows_of(data), rows))
     guard = Guard(cache=False)
-    guard.check("Hello.")
-    ways: dict[str, Callable[[], object]] = {
-        "for text in rows: guard.check(text)": lambda: [guard.check(text) for text in texts],
-        f"guard.check_many(rows, batch={batch})": lambda: list(guard.check_many(texts, batch=batch)),
+    seen = every[:1] + [row for row in every if row["images"]][:1]  # what is loaded once is not counted
+    ways: dict[str, Callable[[list[dict[str, Any]], Path], object]] = {
+        "for row in rows: guard.check(row)": lambda part, _: [check(guard, row) for row in part],
+        "moderate in.jsonl -o out.parquet": lambda part, source: moderate(
+            guard, source, folder / "out.parquet", batch=batch, overwrite=True
+        ),
     }
-    for form in ("jsonl", "csv", "parquet"):
-        ways[f"moderate in.jsonl -o out.{form}"] = lambda form=form: moderate(
-            guard, source, folder / f"out.{form}", batch=batch, overwrite=True
-        )
     if workers:
         pool = RayPool(workers=workers)
-        ways[f"moderate, {workers} workers on Ray, its start included"] = lambda: moderate(
+        ways[f"moderate, {workers} workers on Ray, its start included"] = lambda part, source: moderate(
             guard, source, folder / "ray.jsonl", batch=batch, overwrite=True, pool=pool
         )
+    source = folder / "in.jsonl"
+    write(source, iter(seen))
+    for work in ways.values():
+        work(seen, source)
     took: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(turns):
-        for name, work in ways.items():
-            took[name].append(timed(work))
-    print(f"{len(texts)} prompts, embedded guard, median of {turns} turns")
-    base = statistics.median(took[next(iter(ways))])
+    names = list(ways)
+    for i in range(0, len(every), size):
+        part = every[i : i + size]
+        write(source, iter(part))
+        for name in names:
+            took[name].append(timed(functools.partial(ways[name], part, source)))
+        names.append(names.pop(0))
+    pictures = sum(bool(row["images"]) for row in every)
+    responses = sum(row["response"] is not None for row in every)
+    print(f"{len(every)} rows, {responses} with a response, {pictures} with pictures; embedded guard; slices of {size}")
+    base = took[next(iter(ways))]
     for name, seconds in took.items():
-        middle = statistics.median(seconds)
-        spread = f"{len(texts) / max(seconds):.0f} to {len(texts) / min(seconds):.0f}"
-        print(f"{name:55} {len(texts) / middle:8.0f} rows/s ({spread})  x{base / middle:.2f}")
+        ratios = sorted(loop / one for loop, one in zip(base, seconds, strict=True))
+        middle = statistics.median(ratios)
+        print(
+            f"{name:55} {len(every) / sum(seconds):8.1f} rows/s, x{middle:.2f} in the median of {len(ratios)} slices "
+            f"({ratios[len(ratios) // 4]:.2f} to {ratios[-len(ratios) // 4]:.2f} in their middle half)"
+        )
 
 
 def synthetic(folder: Path, rows: int, source: str, output: str) -> None:
@@ -134,9 +154,9 @@ def synthetic(folder: Path, rows: int, source: str, output: str) -> None:
 def main() -> None:
     """Measure what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="A folder of JSON lines with task_inputs.prompt.")
-    parser.add_argument("--rows", type=int, default=2000, help="Of --data.")
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--data", type=Path, help="A folder of JSON lines with task_inputs.")
+    parser.add_argument("--rows", type=int, help="The first of --data. Default: all.")
+    parser.add_argument("--slice", type=int, default=500, help="Rows that each way judges before the next way does.")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--workers", type=int, help="Also on Ray, with so many workers.")
     parser.add_argument("--synthetic", type=int, metavar="ROWS")
@@ -145,7 +165,7 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if asked.data:
-            compare(Path(folder), asked.data, asked.rows, asked.turns, asked.batch, asked.workers)
+            compare(Path(folder), asked.data, asked.rows, asked.slice, asked.batch, asked.workers)
         if asked.synthetic:
             synthetic(Path(folder), asked.synthetic, asked.source, asked.output)
 

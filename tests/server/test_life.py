@@ -217,6 +217,10 @@ def test_the_embedded_guard_passes_the_canaries_over_tls(tmp_path: Path) -> None
         (["--on-block", "shrug"], "on_block"),
         (["--stream", "shrug"], "mode"),
         (["--model", "/no/such/folder"], "could not be made"),
+        (["--tensor-parallel", "2"], "need a --model"),
+        (["--data-parallel", "2", "--url", "http://127.0.0.1:9/v1"], "need a --model"),
+        (["--model", "m", "--adapter", "house"], "NAME=FOLDER"),
+        (["--model", "m", "--adapter", "house=/no/such/folder"], "holds no LoRA adapter"),
     ],
 )
 def test_what_is_wrong_is_said_before_it_serves(args: list[str], said: str) -> None:
