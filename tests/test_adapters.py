@@ -58,6 +58,11 @@ def test_a_policy_s_version_changes_with_its_adapter(tmp_path: Path) -> None:
         Policy.of({"adapter": ""})
 
 
+def test_an_option_that_the_chosen_engine_does_not_take_is_named() -> None:
+    with pytest.raises(ConfigurationError, match=r"The embedded engine.* unexpected keyword argument 'adapters'"):
+        Guard(adapters={"kids": "kids"})
+
+
 @pytest.mark.parametrize("told", ["", "[]", "{}", '{"r": 0}', '{"r": "8"}', '{"r": 8'])
 def test_a_folder_that_holds_none_is_refused(tmp_path: Path, told: str) -> None:
     (tmp_path / "adapter_config.json").write_text(told)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
+from inspect import signature
 from typing import Any, Literal
 
 from guardrail_vl.engines.base import Deadline, Engine, Outcome
+from guardrail_vl.errors import ConfigurationError
 
 Kind = Literal["embedded", "vllm", "transformers"]
 
@@ -44,15 +46,22 @@ def load(model: str | None, **options: Any) -> Engine:
     if kind == "embedded":
         from guardrail_vl.engines.embedded import EmbeddedEngine
 
-        return EmbeddedEngine(**options)
-    assert model is not None
+        return _made(EmbeddedEngine, kind, **options)
     if kind == "vllm":
         from guardrail_vl.engines.vllm import VLLMEngine
 
-        return VLLMEngine(model, **options)
+        return _made(VLLMEngine, kind, model, **options)
     from guardrail_vl.engines.transformers import TransformersEngine
 
-    return TransformersEngine(model, **options)
+    return _made(TransformersEngine, kind, model, **options)
+
+
+def _made(engine: type[Engine], kind: Kind, *model: Any, **options: Any) -> Engine:
+    try:
+        signature(engine).bind(*model, **options)
+    except TypeError as error:
+        raise ConfigurationError(f"The {kind} engine, which was chosen here, {error}.") from None
+    return engine(*model, **options)
 
 
 __all__ = ["Choice", "Deadline", "Engine", "Outcome", "choose", "load"]
