@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import multiprocessing
 import os
 import pickle
@@ -350,26 +351,49 @@ def test_without_sleep_mode_it_can_t_sleep(engine: VLLMEngine) -> None:
         engine.sleep()
 
 
-OWN_DTYPE = """
-import sys
+ALONE = """
+import json, sys
+from guardrail_vl.engines.base import Deadline
 from guardrail_vl.engines.vllm import VLLMEngine
-from tests.engines.asking import one, reason
+from tests.engines.asking import reason
 from tests.engines.test_vllm import OPTIONS
 
-engine = VLLMEngine(sys.argv[1], **{name: value for name, value in OPTIONS.items() if name != "dtype"})
-print(one(engine, reason("kill")).text)
-engine.close()
+if __name__ == "__main__":
+    given = {**OPTIONS, **json.loads(sys.argv[2])}
+    engine = VLLMEngine(sys.argv[1], **{name: value for name, value in given.items() if value is not None})
+    (outcome,) = engine.generate([reason("kill")], deadline=Deadline.after(120))
+    print(outcome.text)
+    engine.close()
 """
+
+
+def alone(folder: Path, tmp_path: Path, options: dict[str, Any], **environment: str) -> str:
+    """What an engine answers in a process of its own."""
+    script = tmp_path / "alone.py"
+    script.write_text(ALONE)
+    run = subprocess.run(
+        [sys.executable, str(script), str(folder), json.dumps(options)],
+        check=False, capture_output=True, text=True, timeout=280,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-2000:]
+    return run.stdout
 
 
 @needs_vllm
 @pytest.mark.timeout(300)
-def test_the_dtype_that_it_chooses_itself_works(folder: Path) -> None:
-    # In a process of its own: where a CPU's matrix units were used unasked, the process died.
-    command = [sys.executable, "-c", OWN_DTYPE, str(folder)]
-    run = subprocess.run(command, check=False, capture_output=True, text=True, timeout=280)
-    assert run.returncode == 0, run.stderr[-2000:]
-    assert "harmful" in run.stdout
+def test_the_dtype_that_it_chooses_itself_works(folder: Path, tmp_path: Path) -> None:
+    # Where a CPU's matrix units were used unasked, the process died.
+    assert "harmful" in alone(folder, tmp_path, {"dtype": None})
+
+
+@needs_vllm
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="each process wants a core")
+@pytest.mark.timeout(300)
+def test_two_processes_share_the_weights(folder: Path, tmp_path: Path) -> None:
+    beside = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_CPU_OMP_THREADS_BIND": "0|1"}
+    shared = {"distributed_executor_backend": None, "tensor_parallel_size": 2}
+    assert "Request: harmful" in alone(folder, tmp_path, shared, **beside)
 
 
 @needs_vllm
