@@ -10,6 +10,7 @@ import inspect
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 from guardrail_vl._flow import CallHook, Effect, Fetch, Flow, Generate, Recall, Remember, Rung
 from guardrail_vl._gate import Gate
@@ -40,6 +41,15 @@ class _Door:
     """See `Rung.share`."""
 
 
+# Guards on one engine, with one bound, share its places: those of several policies are one guard's, made by `replace`.
+# A gate lives as long as the drivers that hold it, which hold the engine too: so long no other engine has its id.
+_gates: WeakValueDictionary[tuple[int, int], Gate] = WeakValueDictionary()
+
+
+def _gate(engine: int, bound: int) -> Gate:
+    return _gates.setdefault((engine, bound), Gate(bound))
+
+
 class Drivers:
     """Performs effects.
 
@@ -54,7 +64,7 @@ class Drivers:
             if rung.max_concurrency is not None:
                 key = id(rung.engine)
                 bounds[key] = min(rung.max_concurrency, bounds.get(key, rung.max_concurrency))
-        gates = {key: Gate(bound) for key, bound in bounds.items()}
+        gates = {key: _gate(key, bound) for key, bound in bounds.items()}
         self._doors = [
             _Door(rung.engine, gates.get(id(rung.engine)), rung.format, rung.speed, rung.share) for rung in rungs
         ]
