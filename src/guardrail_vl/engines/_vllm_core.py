@@ -185,12 +185,20 @@ class Beside(Core):
     def wake(self) -> None:
         self._run(self._engine.wake_up())
 
+    async def _end(self) -> None:
+        """Cancel what still runs on the loop, vLLM's own tasks too, and wait for it."""
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
     def _run(self, call: Coroutine[Any, Any, Any]) -> None:
         asyncio.run_coroutine_threadsafe(call, self._loop).result(_CALL)
 
     def close(self) -> None:
         self._engine.shutdown()
         self._engine = None  # it would be shut down once more while the interpreter goes away, and complain
+        self._run(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_CALL)
         self._loop.close()
