@@ -113,7 +113,7 @@ class Engine(ABC):
             return self
         raise ConfigurationError(
             f"{self.model} takes no adapters, and the policy asks for {adapter!r}.",
-            hint="vLLM takes them, in this process or behind a URL; for other engines, merge it into the checkpoint.",
+            hint="vLLM takes them, on this machine or behind a URL; for other engines, merge it into the checkpoint.",
         )
 
     def close(self) -> None:  # noqa: B027 - nothing to free is the common case
