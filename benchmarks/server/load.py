@@ -3,6 +3,7 @@
     python benchmarks/server/load.py [--delay 0.05] [--seconds 5] [--rounds 3] [--output benchmarks/server/load]
 
 Both servers run at once, each in a process of its own, and are asked in turn, so that a noisy machine is noisy for both.
+Ours runs as `guardrail-vl serve` runs it, the echo as uvicorn does by itself.
 Every request has a text of its own: nothing is remembered. The client is a third process's worth of work on the same
 cores, so at high concurrency both are slower than they would be alone.
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import socket
 import statistics
 import subprocess
 import sys
@@ -31,12 +33,14 @@ HEAD = "| callers | echo, /s | guard, /s | ratio | echo p99, ms | guard p99, ms 
 
 def serve(kind: str, delay: float) -> None:
     """Run one server until it is killed; prints its port."""
-    import socket
-
-    import uvicorn
-    from fastapi import FastAPI, Request
-
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    print(port, flush=True)
     if kind == "echo":
+        import uvicorn
+        from fastapi import FastAPI, Request
+
         app = FastAPI()
 
         async def echo(request: Request) -> Any:
@@ -47,20 +51,17 @@ def serve(kind: str, delay: float) -> None:
         # The module's annotations are text, and `Request` is no name of it.
         echo.__annotations__["request"] = Request
         app.post("/v1/guard")(echo)
+        uvicorn.run(app, port=port, log_config=None, access_log=False)
     else:
         from guardrail_vl import Guard
         from guardrail_vl.prompt_format.base import Completion
-        from guardrail_vl.server import Settings, create_app
+        from guardrail_vl.server import Settings, create_app, run
         from guardrail_vl.testing import ScriptedEngine
 
         text = "<think>\nA fixed answer.\n</think>\n\n<result>\nRequest: unharmful\nResponse: unharmful\n</result>"
         engine = ScriptedEngine(lambda prompt: Completion(text, model="fixed"), delay=delay)
         engine.prompts = _Forgetful()
-        app = create_app(Guard(engine=engine), Settings(canaries=False, max_in_flight=1024))
-    listening = socket.socket()
-    listening.bind(("127.0.0.1", 0))
-    print(listening.getsockname()[1], flush=True)
-    uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False)).run(sockets=[listening])
+        run(create_app(Guard(engine=engine), Settings(canaries=False, max_in_flight=1024)), port=port)
 
 
 class _Forgetful(list[Any]):
@@ -161,9 +162,15 @@ class Servers(dict[str, str]):
             )
             self._processes.append(process)
             assert process.stdout is not None
-            self[kind] = f"http://127.0.0.1:{int(process.stdout.readline())}/v1/guard"
+            port = int(process.stdout.readline())
+            self[kind] = f"http://127.0.0.1:{port}/v1/guard"
             self.pids[kind] = process.pid
-        time.sleep(1)
+            while process.poll() is None:
+                try:
+                    socket.create_connection(("127.0.0.1", port)).close()
+                    break
+                except ConnectionRefusedError:
+                    time.sleep(0.1)
         return self
 
     def __exit__(self, *error: object) -> None:

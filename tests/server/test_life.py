@@ -234,6 +234,30 @@ def test_what_is_wrong_is_said_before_it_serves(args: list[str], said: str) -> N
     assert "Traceback" not in done.stderr
 
 
+COLLECTOR = """
+import gc, os, signal, threading
+from guardrail_vl.server import Settings, create_app, run
+from tests.server.serving import make_guard
+
+def look():
+    print(gc.get_threshold()[0], gc.get_freeze_count() > 10_000, flush=True)
+    os.kill(os.getpid(), signal.SIGINT)
+
+before = gc.get_threshold()
+threading.Timer(2, look).start()
+try:
+    run(create_app(make_guard(), Settings(canaries=False)), port=0)
+except KeyboardInterrupt:
+    pass
+print(gc.get_threshold() == before, gc.get_freeze_count())
+"""
+
+
+def test_garbage_is_looked_for_seldom_and_only_while_it_serves() -> None:
+    done = subprocess.run([sys.executable, "-c", COLLECTOR], check=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == ["50000 True", "True 0"]
+
+
 def test_a_port_that_is_taken_is_named() -> None:
     with serving() as url:
         port = int(url.rpartition(":")[2])
