@@ -132,7 +132,7 @@ class Beside(Core):
     """See the module."""
 
     def __init__(self, model: str, options: Mapping[str, Any]) -> None:
-        self._engine: Any = AsyncLLM.from_engine_args(AsyncEngineArgs(model=model, disable_log_stats=True, **options))
+        self._engine: Any = AsyncLLM.from_engine_args(AsyncEngineArgs(model, **{"disable_log_stats": True, **options}))
         self.model_config = self._engine.model_config
         self._news: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._tasks: dict[str, asyncio.Task[None]] = {}
