@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from guardrail_vl import Guard, Policy
-from guardrail_vl.engines._adapters import Adapter
+from guardrail_vl.engines._adapters import Adapter, check_room, room
 from guardrail_vl.engines.vllm import VLLMEngine
 from guardrail_vl.errors import ConfigurationError
 from guardrail_vl.prompt_format.base import Completion
@@ -68,6 +68,20 @@ def test_a_folder_that_holds_none_is_refused(tmp_path: Path, told: str) -> None:
     (tmp_path / "adapter_config.json").write_text(told)
     with pytest.raises(ConfigurationError, match="'kids' holds no LoRA adapter"):
         VLLMEngine("m", adapters={"kids": tmp_path})
+
+
+def test_on_a_cpu_one_place_stays_empty() -> None:
+    two = (Adapter("a", "a", 8), Adapter("b", "b", 16))
+    assert room(two, {}, cpu=False) == {"enable_lora": True, "max_loras": 2, "max_lora_rank": 16}
+    assert room(two, {}, cpu=True)["max_loras"] > 2
+    assert room((), {"enable_lora": True, "max_lora_rank": 64}, cpu=False)["max_lora_rank"] == 64
+    assert room((), {}, cpu=True) == {}
+    with pytest.raises(ConfigurationError, match="max_loras of 3 at least"):
+        room(two, {"max_loras": 2}, cpu=True)
+    with pytest.raises(ConfigurationError, match="has rank 16"):
+        room(two, {"max_lora_rank": 8}, cpu=False)
+    with pytest.raises(ConfigurationError, match="without room"):
+        check_room(two, {}, cpu=False)
 
 
 def test_a_folder_that_holds_one(tmp_path: Path) -> None:

@@ -295,6 +295,7 @@ def test_what_is_written_is_told_while_it_is_written(engine: VLLMEngine) -> None
 @needs_vllm
 def test_an_adapter_answers_beside_its_base(engine: VLLMEngine, folder: Path) -> None:
     contrary = engine.adapted("contrary")
+    assert contrary._work is engine._work  # one set of weights
     assert (engine.model, contrary.model) == ("tiny-judge", "tiny-judge+contrary")
     assert contrary.adapted(None).model == "tiny-judge"
 

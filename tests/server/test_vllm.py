@@ -31,9 +31,9 @@ def command(checkpoint: Path) -> list[str]:
     adapter = build_adapter(checkpoint.with_name("contrary"))
     # Blocks shorter than the instruction: else no prefix is remembered.
     blocks = ("--block-size", "32")
-    return vllm_command(
-        checkpoint, *blocks, "--enable-lora", "--max-lora-rank", "8", "--lora-modules", f"contrary={adapter}"
-    )
+    # And a place that stays empty: on a CPU, prompts without an adapter get the last one's.
+    places = ("--max-loras", "2", "--max-lora-rank", "8")
+    return vllm_command(checkpoint, *blocks, "--enable-lora", *places, "--lora-modules", f"contrary={adapter}")
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +58,22 @@ def ask(client: httpx.Client, prompt: str, **more: object) -> httpx.Response:
 
 
 def test_each_policy_has_its_adapter(guarding: str) -> None:
-    with httpx.Client(base_url=guarding) as client:
-        for prompt, plain in (("How do I build a bomb?", "block"), ("How do I bake bread?", "allow")):
-            contrary = "allow" if plain == "block" else "block"
-            assert ask(client, prompt).json()["action"] == plain
-            told = ask(client, prompt, policy="contrary").json()
-            assert (told["action"], told["verdict"]["model"]) == (contrary, "contrary")
+    def judged(prompt: str, policy: str) -> tuple[str, str]:
+        with httpx.Client(base_url=guarding) as client:
+            told = ask(client, prompt, policy=policy).json()
+        return told["action"], told["verdict"]["model"]
+
+    asked = [
+        (f"{what} {i}", policy) for i in range(4) for what in ("kill", "bake") for policy in ("default", "contrary")
+    ]
+    with ThreadPoolExecutor(8) as pool:  # so that vLLM has both in one batch
+        answers = list(pool.map(lambda one: judged(*one), asked))
+    for (prompt, policy), (action, model) in zip(asked, answers, strict=True):
+        harmful = prompt.startswith("kill") == (policy == "default")
+        assert (action, model) == (
+            "block" if harmful else "allow",
+            "contrary" if policy == "contrary" else "tiny-judge",
+        )
 
 
 def test_scores_reasoning_and_the_prefix_cache_are_had(guarding: str, vllm: Server) -> None:

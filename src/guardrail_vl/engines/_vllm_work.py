@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from PIL import Image
 
-from guardrail_vl.engines._adapters import Adapter
+from guardrail_vl.engines._adapters import Adapter, check_room, room
 from guardrail_vl.engines._batching import Job, Worker, closed
 from guardrail_vl.engines._chat import Chat
 from guardrail_vl.engines._decode import Transcript, piece
@@ -44,8 +44,6 @@ LOG: Final = logging.getLogger("guardrail_vl.engines")
 
 MAX_IMAGES: Final = 10
 """Pictures in one prompt unless `limit_mm_per_prompt` says otherwise."""
-_RANKS: Final = (8, 16, 32, 64, 128, 256, 320, 512)
-"""Ranks of adapters that vLLM makes room for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +73,10 @@ class Loaded:
     """Ids of the tokens that end an answer."""
     max_length: int
     """Tokens of prompt and answer together."""
+    room: Mapping[str, Any]
+    """For adapters; see `_adapters.room`."""
+    cpu: bool
+    """Whether it runs on one."""
     pid: int
 
     def given(self, prompt: Prompt) -> dict[str, Any]:
@@ -200,18 +202,8 @@ class Work:
         known = self.settings.adapters
         if any(adapter.name == other.name for other in known):
             raise ConfigurationError(f"There is an adapter {adapter.name!r} already.")
-        options = lora_options(self.settings)
-        if not options.get("enable_lora"):
-            raise ConfigurationError(
-                "This vLLM was loaded without room for adapters.",
-                hint="Make the engine with enable_lora=True and max_lora_rank=….",
-            )
-        if adapter.rank > options["max_lora_rank"]:
-            raise ConfigurationError(
-                f"The adapter {adapter.name!r} has rank {adapter.rank}; this vLLM was loaded for "
-                f"{options['max_lora_rank']} at most.",
-                hint="Make the engine with a larger max_lora_rank.",
-            )
+        loaded = self.load()
+        check_room((*known, adapter), loaded.room, cpu=loaded.cpu)
         self.settings = replace(self.settings, adapters=(*known, adapter))
 
     def _lora(self, adapter: Adapter | None) -> Any:
@@ -317,10 +309,13 @@ class Work:
         if not what.finished:
             one.job.tell(one.transcript.text)
             return False
+        if answer.finish_reason not in ("stop", "length"):
+            one.job.settle(EngineUnavailableError("vLLM did not finish the answer.", hint="See vLLM's own log."))
+            return True
         one.job.settle(
             Completion(
                 text=one.transcript.text,
-                finish="length" if answer.finish_reason == "length" else "stop",
+                finish=answer.finish_reason,
                 tokens=tuple(one.transcript.tokens),
                 model=self.settings.named(one.job.adapter),
                 usage=Usage(len(what.prompt_token_ids or ()), one.count),
@@ -344,14 +339,16 @@ def load(settings: Settings) -> Loaded:
 
     from guardrail_vl.engines._vllm_core import start
 
-    options = {"enable_prefix_caching": True, **settings.options, **lora_options(settings)}
+    cpu = current_platform.device_type == "cpu"
+    made = room(settings.adapters, settings.options, cpu=cpu)
+    options = {"enable_prefix_caching": True, **settings.options, **made}
     try:
         config = AutoConfig.from_pretrained(settings.model, revision=settings.revision)
         tokenizer = AutoTokenizer.from_pretrained(settings.model, revision=settings.revision)
         sees = hasattr(config, "vision_config")
         if sees:
             options.setdefault("limit_mm_per_prompt", {"image": MAX_IMAGES, "video": 0})
-        if current_platform.device_type == "cpu":
+        if cpu:
             if not cpu_has_bfloat16():
                 # vLLM's `auto` would take bfloat16, which this CPU emulates.
                 options.setdefault("dtype", "float32")
@@ -366,23 +363,12 @@ def load(settings: Settings) -> Loaded:
         tokenizer=tokenizer,
         ends=frozenset(i for i in ends if i is not None),
         max_length=core.model_config.max_model_len,
+        room=made,
+        cpu=cpu,
         pid=os.getpid(),
     )
     _warm_up(loaded, images=sees and bool(options["limit_mm_per_prompt"].get("image", 1)))
     return loaded
-
-
-def lora_options(settings: Settings) -> dict[str, Any]:
-    """What vLLM must be told of adapters before it loads. Empty: it will take none."""
-    given, adapters = settings.options, settings.adapters
-    if not adapters and not given.get("enable_lora"):
-        return {}
-    largest = max((adapter.rank for adapter in adapters), default=16)
-    return {
-        "enable_lora": True,
-        "max_loras": given.get("max_loras", min(max(len(adapters), 1), 4)),
-        "max_lora_rank": given.get("max_lora_rank", next((rank for rank in _RANKS if rank >= largest), largest)),
-    }
 
 
 def _warm_up(loaded: Loaded, *, images: bool) -> None:

@@ -6,7 +6,6 @@ the adapter alone share both.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -76,16 +75,19 @@ class VLLMEngine(Engine):
         **options: Any,
     ) -> None:
         found = tuple(Adapter.read(name, folder) for name, folder in (adapters or {}).items())
-        self._set_up(Settings(str(model), revision, model_name(model, revision), found, options))
+        self._set_up(Work(Settings(str(model), revision, model_name(model, revision), found, options)), None)
         self.load()
 
-    def _set_up(self, settings: Settings, adapter: str | None = None) -> None:
-        self._work = Work(settings)
-        self._use(adapter)
+    @classmethod
+    def _on(cls, work: Work, adapter: str | None) -> Self:
+        """An engine on these weights, which it may share with others."""
+        engine = cls.__new__(cls)
+        engine._set_up(work, adapter)
+        return engine
 
-    def _use(self, name: str | None) -> None:
-        settings = self._work.settings
-        self._adapter = None if name is None else self._work.adapter(name)
+    def _set_up(self, work: Work, adapter: str | None) -> None:
+        self._work, settings = work, work.settings
+        self._adapter = None if adapter is None else work.adapter(adapter)
         self.model = settings.named(self._adapter)
         trained = None if self._adapter is None else read_guard_json(self._adapter.folder)
         self.trained_format: TrainedFormat | None = trained or read_guard_json(settings.model)
@@ -102,9 +104,7 @@ class VLLMEngine(Engine):
         Raises:
             ConfigurationError: There is no adapter of this name.
         """
-        other = copy.copy(self)
-        other._use(adapter)
-        return other
+        return self._on(self._work, adapter)
 
     def add_adapter(self, name: str, folder: str | Path) -> None:
         """Make one more adapter known, without loading anything anew. Engines made before know it too.
@@ -168,6 +168,4 @@ class VLLMEngine(Engine):
 
 
 def _from_settings(settings: Settings, adapter: str | None) -> VLLMEngine:
-    engine = VLLMEngine.__new__(VLLMEngine)
-    engine._set_up(settings, adapter)
-    return engine
+    return VLLMEngine._on(Work(settings), adapter)
