@@ -144,9 +144,7 @@ class Work:
         """The weights, loaded now unless they are. Raises as `VLLMEngine.load`."""
         loaded = self._loaded
         if loaded is not None and loaded.pid != os.getpid():
-            raise EngineUnavailableError(
-                "A forked process can't use its parent's vLLM.", hint="Start processes with the spawn method."
-            )
+            raise _forked()
         if loaded is None:
             with self._core_lock:
                 loaded = self._loaded = self._loaded or load(self.settings)
@@ -220,6 +218,9 @@ class Work:
         """Take what the core gives until nobody waits for anything."""
         running: dict[str, _Running] = {}
         failure: GuardrailError = closed()
+        if self._loaded is not None and self._loaded.pid != os.getpid():
+            self._fail(running, _forked(), queued=True)  # the lock may be held for ever: by a thread of the parent
+            return
         with self._core_lock:
             try:
                 if self._loaded is not None and self._loaded.core.dead:
@@ -384,6 +385,12 @@ def _warm_up(loaded: Loaded, *, images: bool) -> None:
         raise ConfigurationError(
             f"vLLM answers nothing: {type(error).__name__}.", hint="See vLLM's own log."
         ) from error
+
+
+def _forked() -> EngineUnavailableError:
+    return EngineUnavailableError(
+        "A forked process can't use its parent's vLLM.", hint="Start processes with the spawn method."
+    )
 
 
 def _as_list(value: int | list[int] | None) -> list[int]:
