@@ -225,7 +225,7 @@ def settings(content: Mapping[str, Any], about: str) -> str:
 # ---- the reward file ----------------------------------------------------------------------------------------------
 
 _TAKEN: Final[tuple[tuple[Any, tuple[str, ...]], ...]] = (
-    (guardreasoner_vl, ("MAX_ANSWER", "_BLOCK", "_LABELS", "_OUR_TAG", "Result", "parse_text", "_label")),
+    (guardreasoner_vl, ("MAX_ANSWER", "_BLOCK", "_LABELS", "_WORDS", "_OUR_TAG", "Result", "parse_text", "_label")),
     (
         _rewards,
         ("Reward", "_THOUGHT", "_FIRST_RESULT", "_SAID", "read", "_said", "safety", "normalised", "reward"),
