@@ -368,16 +368,16 @@ if __name__ == "__main__":
 """
 
 
-def alone(folder: Path, tmp_path: Path, options: dict[str, Any], **environment: str) -> str:
-    """What an engine answers in a process of its own."""
+def run_alone(tmp_path: Path, source: str, *arguments: str, seconds: float = 280, **environment: str) -> str:
+    """What a script prints, in a process of its own."""
     script = tmp_path / "alone.py"
-    script.write_text(ALONE)
+    script.write_text(source)
     run = subprocess.run(
-        [sys.executable, str(script), str(folder), json.dumps(options)],
-        check=False, capture_output=True, text=True, timeout=280,
+        [sys.executable, str(script), *arguments],
+        check=False, capture_output=True, text=True, timeout=seconds,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
     )  # fmt: skip
-    assert run.returncode == 0, run.stderr[-2000:]
+    assert run.returncode == 0, run.stderr[-3000:]
     return run.stdout
 
 
@@ -385,16 +385,16 @@ def alone(folder: Path, tmp_path: Path, options: dict[str, Any], **environment: 
 @pytest.mark.timeout(300)
 def test_the_dtype_that_it_chooses_itself_works(folder: Path, tmp_path: Path) -> None:
     # Where a CPU's matrix units were used unasked, the process died.
-    assert "harmful" in alone(folder, tmp_path, {"dtype": None})
+    assert "harmful" in run_alone(tmp_path, ALONE, str(folder), json.dumps({"dtype": None}))
 
 
 @needs_vllm
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="each process wants a core")
 @pytest.mark.timeout(300)
 def test_two_processes_share_the_weights(folder: Path, tmp_path: Path) -> None:
-    beside = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_CPU_OMP_THREADS_BIND": "0|1"}
+    beside: dict[str, Any] = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_CPU_OMP_THREADS_BIND": "0|1"}
     shared = {"distributed_executor_backend": None, "tensor_parallel_size": 2}
-    assert "Request: harmful" in alone(folder, tmp_path, shared, **beside)
+    assert "Request: harmful" in run_alone(tmp_path, ALONE, str(folder), json.dumps(shared), **beside)
 
 
 @needs_vllm
@@ -479,12 +479,5 @@ if __name__ == "__main__":
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("copies", [1, 2])
 def test_a_core_that_dies_is_started_again(folder: Path, tmp_path: Path, copies: int) -> None:
-    script = tmp_path / "beside.py"
-    script.write_text(BESIDE)
-    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    run = subprocess.run(
-        [sys.executable, str(script), str(folder), str(copies)],
-        check=False, capture_output=True, text=True, timeout=880, env=environment,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert run.stdout.endswith("well\n")
+    beside: dict[str, Any] = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    assert run_alone(tmp_path, BESIDE, str(folder), str(copies), seconds=880, **beside).endswith("well\n")

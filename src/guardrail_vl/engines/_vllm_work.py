@@ -142,13 +142,18 @@ class Work:
 
     def load(self) -> Loaded:
         """The weights, loaded now unless they are. Raises as `VLLMEngine.load`."""
-        loaded = self._loaded
-        if loaded is not None and loaded.pid != os.getpid():
+        if self._is_the_parents:
             raise _forked()
+        loaded = self._loaded
         if loaded is None:
             with self._core_lock:
                 loaded = self._loaded = self._loaded or load(self.settings)
         return loaded
+
+    @property
+    def _is_the_parents(self) -> bool:
+        """Whether this is a forked process, and what is loaded is not its own."""
+        return self._loaded is not None and self._loaded.pid != os.getpid()
 
     def close(self) -> None:
         """End the thread, and let the weights go."""
@@ -156,10 +161,11 @@ class Work:
         self._let_go()
 
     def _let_go(self) -> None:
-        loaded, self._loaded, self._asleep = self._loaded, None, False
-        if loaded is not None and loaded.pid == os.getpid():
+        own = None if self._is_the_parents else self._loaded
+        self._loaded, self._asleep = None, False
+        if own is not None:
             with contextlib.suppress(Exception):  # a dead one may complain
-                loaded.core.close()
+                own.core.close()
 
     def sleep(self, timeout: float) -> None:
         """See `VLLMEngine.sleep`."""
@@ -218,7 +224,7 @@ class Work:
         """Take what the core gives until nobody waits for anything."""
         running: dict[str, _Running] = {}
         failure: GuardrailError = closed()
-        if self._loaded is not None and self._loaded.pid != os.getpid():
+        if self._is_the_parents:
             self._fail(running, _forked(), queued=True)  # the lock may be held for ever: by a thread of the parent
             return
         with self._core_lock:
@@ -328,19 +334,18 @@ class Work:
 
 def load(settings: Settings) -> Loaded:
     """Load the weights. Raises as `VLLMEngine.load`."""
-    from guardrail_vl.engines.vllm import vllm_available
+    from guardrail_vl.engines.vllm import vllm_device
 
-    usable, why = vllm_available()
-    if not usable:
+    device, why = vllm_device()
+    if not device:
         if find_spec("vllm") is None:
             raise MissingDependencyError("vllm", extra="vllm", needed_for="VLLMEngine")
         raise ConfigurationError(f"{why}.", hint="Use the transformers engine, or a machine with a GPU.")
     from transformers import AutoConfig, AutoTokenizer
-    from vllm.platforms import current_platform
 
     from guardrail_vl.engines._vllm_core import start
 
-    cpu = current_platform.device_type == "cpu"
+    cpu = device == "cpu"
     made = room(settings.adapters, settings.options, cpu=cpu)
     options = {"enable_prefix_caching": True, **settings.options, **made}
     try:
